@@ -1,0 +1,39 @@
+# `make run` and `make test` are the two commands; the rest is for developers. Everything lands in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint check gpu-test gpu-parity clean
+
+run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
+	$(BIN)/clipwatch up --demo
+
+test: $(VENV)/.installed-dev lint  ## Lint, type check, walls, and every test that can run here
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+gpu-test: $(VENV)/.installed-dev  ## The tests that need a GPU
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
+gpu-parity: $(VENV)/.installed-dev  ## The table of docs/results: default comparison on 1, 2 and 4 GPUs
+	$(BIN)/python -m tests.gpu.parity --world-sizes 1,2,4 --output docs/results/parity.md
+
+# The base install is the service alone; a worker adds torch, Opacus and Triton; dev adds what tests need.
+$(VENV)/.installed-worker: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[worker]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[worker,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .clipwatch clipwatch-runs .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
