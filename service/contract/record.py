@@ -1,0 +1,98 @@
+"""The record: what an arm writes while it trains, one JSON document a line.
+
+`record.jsonl` holds one `ArmStart`, then a `StepRecord` per optimizer step, then one `ArmEnd`. A run that dies
+leaves the lines it had. `error-rank<N>.json` holds the `ArmError` of a rank that failed.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from service.contract.arm import Arm
+from service.contract.base import Document
+from service.contract.verdict import Verdict
+from service.contract.workload import Workload
+
+
+class ArmSpec(Document):
+    """What `python -m worker.training` is given. The arm is resolved: no `auto` and no missing world size."""
+
+    workload: Workload
+    arm: Arm
+
+
+class ArmStart(Document):
+    """The first line of a record: what ran, on what."""
+
+    event: Literal["start"] = "start"
+    num_parameters: int = Field(description="Trainable parameters of the whole model, unsharded")
+    num_steps: int = Field(description="Optimizer steps this run is going to take")
+    world_size: int
+    device: str = Field(description="Name of the device of rank 0")
+    kernels: str | None = Field(None, description="triton or torch for flash modes, otherwise nothing")
+    versions: dict[str, str] = Field(description="python, torch, opacus, triton, clipwatch")
+
+
+class StepRecord(Document):
+    """One optimizer step. Steps count from 1. Norms are L2. Absent where the mode has no such quantity."""
+
+    event: Literal["step"] = "step"
+    step: int
+    loss: float = Field(description="Loss of the global batch before the step, reduced as the workload says")
+    batch_size: int = Field(description="Samples in the global batch")
+    grad_norms: list[float] | None = Field(None, description="Per-sample gradient norms in sample order")
+    grad_norm_mean: float | None = None
+    grad_norm_max: float | None = None
+    clipped_share: float | None = Field(None, description="Share of samples whose gradient norm exceeds C")
+    clipped_grad_norm: float = Field(
+        description="Norm of the sum over samples of clipped gradients, before noise and before averaging; "
+        "without privacy, of the sum of gradients"
+    )
+    parameter_norm: float = Field(description="Norm of all parameters after the step")
+    step_time: float = Field(description="Seconds from the start of the forward pass to the end of the step")
+    peak_memory: int = Field(description="Bytes: CUDA allocator peak so far, or peak resident set on CPU")
+
+
+class ArmEnd(Document):
+    """The last line of a record."""
+
+    event: Literal["end"] = "end"
+    num_steps: int = Field(description="Optimizer steps taken")
+    epsilon: float | None = Field(None, description="ε at `delta`; infinite when σ = 0; absent if not private")
+    delta: float | None = None
+    duration: float = Field(description="Seconds from the first step's start to the last step's end")
+
+
+class ErrorKind(StrEnum):
+    """Why an arm did not run to its end."""
+
+    UNSUPPORTED = "unsupported"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEVICE = "device"
+    CRASH = "crash"
+    CANCELLED = "cancelled"
+
+    @property
+    def verdict(self) -> Verdict:
+        if self is ErrorKind.UNSUPPORTED:
+            return Verdict.UNSUPPORTED
+        return Verdict.CANCELLED if self is ErrorKind.CANCELLED else Verdict.ERROR
+
+
+class ArmError(Document):
+    """Why a rank failed, in one line, and where."""
+
+    kind: ErrorKind
+    message: str
+    rank: int | None = None
+    step: int | None = Field(None, description="The step being taken, from 1; absent before the first")
+    traceback: str | None = None
+
+
+class ArmRecord(Document):
+    """A whole arm as it was recorded. `end` is missing when the run died."""
+
+    start: ArmStart | None = None
+    steps: list[StepRecord] = Field(default_factory=list)
+    end: ArmEnd | None = None

@@ -1,0 +1,46 @@
+"""What the judge says: gates, findings and the verdict."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from service.contract.base import Document
+
+
+class Verdict(StrEnum):
+    """How a comparison ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+
+class Gate(Document):
+    """A metric held to a tolerance. Every gate counts."""
+
+    metric: str
+    passed: bool
+    observed: float | None = Field(description="Largest difference seen; absent when there was nothing to measure")
+    limit: float = Field(description="Largest difference allowed")
+    first_step: int | None = Field(None, description="First step, from 1, at which the gate broke")
+    detail: str = Field("", description="In words, why the gate failed")
+
+
+class Finding(Document):
+    """Where the arms first parted."""
+
+    metric: str
+    step: int | None = None
+    parameter: str | None = None
+    rank: int | None = None
+    message: str
+
+
+class Judgement(Document):
+    """The verdict on two finished arms with the gates it rests on."""
+
+    verdict: Verdict
+    gates: list[Gate]
+    findings: list[Finding] = Field(default_factory=list)
