@@ -1,0 +1,161 @@
+"""The compiled kernels and the engine on CUDA, against float64. Also `python -m tests.gpu.test_flash_kernels`."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.worker.flash import norms
+from tests.worker.flash.model import (
+    check_gradients,
+    make_data,
+    make_model,
+    make_private,
+    oracle,
+    relative,
+    unwrapped,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+# B, T, d_in, d_out
+SHAPES = [
+    (3, 1, 7, 5),
+    (4, 17, 33, 65),
+    (1, 130, 3, 257),
+    (5, 64, 129, 16),
+    (2, 257, 511, 100),
+    (32, 64, 512, 2048),
+    (2, 1024, 1024, 1024),
+    (1, 2049, 96, 100),
+    (0, 8, 16, 16),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def kernels():
+    from worker.flash import kernels
+
+    return kernels
+
+
+def random(*shape, dtype, layout="contiguous"):
+    """A CUDA tensor of the shape (B, T, d); "strided" and "transposed" ones are views."""
+    if layout == "strided":
+        return torch.randn(*shape[:2], 2 * shape[2], device="cuda").to(dtype)[:, :, ::2]
+    if layout == "transposed":
+        return torch.randn(shape[0], shape[2], shape[1], device="cuda").to(dtype).transpose(1, 2)
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "layouts", "precision"),
+    [
+        (torch.float32, ("contiguous", "contiguous"), "ieee"),
+        (torch.float32, ("transposed", "strided"), "tf32x3"),
+        (torch.bfloat16, ("transposed", "contiguous"), "ieee"),
+        (torch.float16, ("contiguous", "strided"), "ieee"),
+    ],
+)
+def test_linear(kernels, shape, dtype, layouts, precision):
+    torch.manual_seed(0)
+    batch, tokens, d_in, d_out = shape
+    a = random(batch, tokens, d_in, dtype=dtype, layout=layouts[0])
+    g = random(batch, tokens, d_out, dtype=dtype, layout=layouts[1])
+    expected = norms.linear(a, g)
+    for form in (kernels.linear_direct, kernels.linear_gram, kernels.linear_weight):
+        norms.close(form(a, g, input_precision=precision), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_column_sum_and_layer_norm(kernels, shape, dtype):
+    torch.manual_seed(0)
+    batch, tokens, _, width = shape
+    g = random(batch, tokens, width, dtype=dtype, layout="transposed")
+    norms.close(kernels.column_sum(g), norms.column_sum(g))
+    if width > 1:
+        for x in (random(batch, tokens, width, dtype=dtype), random(batch, tokens, width, dtype=torch.float32)):
+            norms.close(kernels.layer_norm_weight(x, g, 1e-5), norms.layer_norm(x, g, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [1, 5, 10_000])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_embedding(kernels, shape, vocabulary, dtype):
+    torch.manual_seed(0)
+    batch, tokens, _, width = shape
+    ids = torch.randint(0, vocabulary, (1, tokens), device="cuda").expand(batch, tokens)
+    g = random(batch, tokens, width, dtype=dtype, layout="strided")
+    for padding in (None, 0):
+        norms.close(kernels.embedding_weight(ids, g, padding), norms.embedding(ids, g, padding))
+
+
+def test_offsets_beyond_two_to_the_31(kernels):
+    """A strided view whose last sample lies past 2³¹ elements."""
+    far = torch.zeros(2**31 + 4096, dtype=torch.bfloat16, device="cuda")
+    view = far.as_strided((2, 16, 16), (2**31, 16, 1))
+    view.normal_()
+    norms.close(kernels.linear_direct(view, view, input_precision="ieee"), norms.linear(view, view))
+    norms.close(kernels.linear_gram(view, view, input_precision="ieee"), norms.linear(view, view))
+    norms.close(kernels.column_sum(view), norms.column_sum(view))
+    norms.close(kernels.layer_norm_weight(view, view, 1e-5), norms.layer_norm(view, view, 1e-5))
+    ids = torch.randint(0, 4, (2, 16), device="cuda")
+    norms.close(kernels.embedding_weight(ids, view, None), norms.embedding(ids, view, None))
+
+
+def test_the_same_bits_twice(kernels):
+    a, g = random(4, 300, 200, dtype=torch.float32), random(4, 300, 100, dtype=torch.float32)
+    ids = torch.randint(0, 9, (4, 300), device="cuda")
+    for compute in (
+        lambda: kernels.linear_direct(a, g, input_precision="ieee"),
+        lambda: kernels.linear_gram(a, g, input_precision="ieee"),
+        lambda: kernels.embedding_weight(ids, g, None),
+    ):
+        assert torch.equal(compute(), compute())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernels", ["triton", "torch"])
+def test_engine_equals_ghost_and_oracle(bias, kernels):
+    ids, labels = (t.cuda() for t in make_data()[:8])
+    expected_norms, expected = oracle(make_model(bias=bias).cuda(), ids, labels)
+    found = {}
+    for mode in ("flash", "ghost"):
+        _, module, optimizer, criterion, _ = make_private(
+            make_model(bias=bias).cuda(), mode, kernels=kernels, sigma=1.0
+        )
+        criterion(module(ids), labels).backward()
+        optimizer.step()
+        found[mode] = module.per_sample_gradient_norms, unwrapped(module)
+    norms_found, parameters = found["flash"]
+    assert relative(norms_found, expected_norms) < 1e-5
+    assert relative(norms_found, found["ghost"][0].double()) < 1e-5
+    check_gradients({name: p.summed_grad for name, p in parameters.items()}, expected)
+    for name, p in parameters.items():
+        assert relative(p, found["ghost"][1][name].double()) < 1e-5, name
+
+
+def test_bfloat16_autocast_on_a_larger_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.LayerNorm(512), nn.Linear(512, 10)).cuda()
+    x, labels = torch.randn(6, 128, 256, device="cuda"), torch.arange(6, device="cuda")
+    plain = []
+    for i in range(6):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = F.cross_entropy(model(x[i : i + 1]).mean(1), labels[i : i + 1])
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        plain.append(torch.stack([g.double().square().sum() for g in gradients]).sum().sqrt())
+    _, module, _, criterion, _ = make_private(model, kernels="triton")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = criterion(module(x).mean(1), labels)
+    loss.backward()
+    assert relative(module.per_sample_gradient_norms, torch.stack(plain)) < 2**-7
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", __file__, *sys.argv[1:]]))

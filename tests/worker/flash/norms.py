@@ -1,0 +1,61 @@
+"""Float64 references of the squared norms, and hypothesis strategies for awkward inputs."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def linear(a, g):
+    return torch.einsum("btd,btp->bdp", a.double(), g.double()).square().sum((1, 2))
+
+
+def column_sum(g):
+    return g.double().sum(1).square().sum(1)
+
+
+def embedding(ids, g, padding_idx):
+    result = []
+    for row, gradient in zip(ids, g.double(), strict=True):
+        table = torch.zeros(int(ids.max()) + 1 if ids.numel() else 1, g.shape[2], dtype=torch.float64, device=g.device)
+        table.index_add_(0, row, gradient)
+        if padding_idx is not None and padding_idx < len(table):
+            table[padding_idx] = 0
+        result.append(table.square().sum())
+    return torch.stack(result) if result else g.new_zeros(0, dtype=torch.float64)
+
+
+def layer_norm(x, g, eps):
+    return (F.layer_norm(x.double(), x.shape[2:], eps=eps) * g.double()).sum(1).square().sum(1)
+
+
+def close(found, expected, tolerance=1e-5):
+    """Norms (roots) agree to a relative tolerance, sample by sample."""
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double().sqrt(), expected.sqrt(), rtol=tolerance, atol=1e-6)
+
+
+@st.composite
+def tensors(draw, batch, tokens, width, dtype):
+    """(B, T, d) with one of four layouts: contiguous, transposed, every second column, or expanded over samples."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "expanded"]))
+    normal = lambda *shape: torch.randn(*shape, generator=generator).to(dtype)  # noqa: E731
+    if layout == "transposed":
+        return normal(width, tokens, batch).permute(2, 1, 0)
+    if layout == "strided":
+        return normal(batch, tokens, 2 * width)[:, :, ::2]
+    if layout == "expanded":
+        return normal(1, tokens, width).expand(batch, -1, -1)
+    return normal(batch, tokens, width)
+
+
+@st.composite
+def ids(draw, batch, tokens):
+    """(B, T) of few ids, so that many repeat; possibly one row expanded over samples."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    highest = draw(st.sampled_from([1, 3, 40]))
+    rows = 1 if draw(st.booleans()) else batch
+    return torch.randint(0, highest, (rows, tokens), generator=generator).expand(batch, -1)

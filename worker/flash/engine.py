@@ -1,0 +1,136 @@
+"""`PrivacyEngine`: Opacus' own, with two more modes."""
+
+import copy
+from typing import Any
+
+import opacus
+import torch
+from opacus.distributed import DifferentiallyPrivateDistributedDataParallel as DPDDP
+from opacus.grad_sample import AbstractGradSampleModule
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.optimizers.ddpoptimizer_fast_gradient_clipping import DistributedDPOptimizerFastGradientClipping
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.data import DataLoader
+
+from worker.flash.backend import get_backend
+from worker.flash.criterion import FlashCriterion
+from worker.flash.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
+from worker.flash.optimizer import FSDPOptimizerFlash
+
+WRAPPERS = {"flash": GradSampleModuleFlash, "flash_fsdp": GradSampleModuleFlashFSDP}
+
+
+class PrivacyEngine(opacus.PrivacyEngine):
+    """Opacus' `PrivacyEngine` with the modes "flash" and "flash_fsdp"; other modes go to Opacus untouched.
+
+    `make_private` and `make_private_with_epsilon` return (module, optimizer, criterion, data_loader) for the two
+    modes, as Opacus does for "ghost".
+    """
+
+    def __init__(self, *args: Any, kernels: str = "triton", input_precision: str = "ieee", **kwargs: Any):
+        """
+        Args:
+            args, kwargs: as of `opacus.PrivacyEngine`.
+            kernels: who computes norms, "triton" or "torch". Never replaced by the other on its own.
+            input_precision: how the Triton kernels multiply float32, "ieee" or "tf32x3".
+
+        Raises:
+            ValueError: unknown `kernels` or `input_precision`; from `make_private`, once a flash mode is asked for.
+            ImportError: "triton" where it is not installed; likewise.
+        """
+        super().__init__(*args, **kwargs)
+        self.kernels = kernels
+        self.input_precision = input_precision
+        self._sharded = False
+
+    def make_private(
+        self,
+        *,
+        module: nn.Module,
+        criterion: Any = None,
+        loss_reduction: str = "mean",
+        grad_sample_mode: str = "hooks",
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """As `opacus.PrivacyEngine.make_private`.
+
+        Raises:
+            ValueError: in a flash mode: clipping other than "flat", a list of `max_grad_norm`, `wrap_model=False`,
+                torch's DDP (use Opacus' DifferentiallyPrivateDistributedDataParallel), or kernels that cannot run
+                where the parameters are.
+            NotImplementedError: tied parameters.
+        """
+        if criterion is not None:
+            kwargs["criterion"] = criterion
+        kwargs.update(module=module, loss_reduction=loss_reduction, grad_sample_mode=grad_sample_mode)
+        if grad_sample_mode not in WRAPPERS:
+            return super().make_private(**kwargs)
+        _refuse(module, grad_sample_mode, kwargs)
+        module, optimizer, data_loader = super().make_private(**kwargs)
+        # Opacus sets attributes on the criterion, and its default one is shared by all calls.
+        criterion = copy.copy(criterion) if criterion is not None else nn.CrossEntropyLoss(reduction=loss_reduction)
+        return module, optimizer, FlashCriterion(module, optimizer, criterion, loss_reduction), data_loader
+
+    def _prepare_model(self, module: nn.Module, **kwargs: Any) -> Any:
+        mode = kwargs["grad_sample_mode"]
+        self._sharded = mode == "flash_fsdp"
+        if mode not in WRAPPERS:
+            return super()._prepare_model(module, **kwargs)
+        self.validate(module=module, optimizer=None, data_loader=None)
+        options = {name: kwargs[name] for name in ("batch_first", "loss_reduction", "max_grad_norm")}
+        backend = get_backend(self.kernels, self.input_precision)
+        if not isinstance(module, AbstractGradSampleModule):
+            return WRAPPERS[mode](module, backend=backend, **options)
+        options["backend"] = backend
+        if type(module) is not WRAPPERS[mode] or any(getattr(module, key) != options[key] for key in options):
+            raise ValueError("the module is wrapped already, in another way; pass the plain nn.Module instead")
+        return module
+
+    def _prepare_data_loader(self, data_loader: DataLoader, *, distributed: bool, **kwargs: Any) -> DataLoader:
+        # Opacus 1.5 does not know that an FSDP module is distributed.
+        return super()._prepare_data_loader(data_loader, distributed=distributed or self._sharded, **kwargs)
+
+    def _prepare_optimizer(
+        self,
+        *,
+        optimizer: torch.optim.Optimizer,
+        expected_batch_size: float,
+        distributed: bool = False,
+        clipping: str = "flat",
+        noise_generator: torch.Generator | None = None,
+        grad_sample_mode: str = "hooks",
+        **kwargs: Any,
+    ) -> DPOptimizer:
+        if grad_sample_mode not in WRAPPERS:
+            return super()._prepare_optimizer(
+                optimizer=optimizer,
+                expected_batch_size=expected_batch_size,
+                distributed=distributed,
+                clipping=clipping,
+                noise_generator=noise_generator,
+                grad_sample_mode=grad_sample_mode,
+                **kwargs,
+            )
+        if self._sharded and not distributed:
+            expected_batch_size /= torch.distributed.get_world_size()
+        flat = DistributedDPOptimizerFastGradientClipping if distributed else DPOptimizerFastGradientClipping
+        return (FSDPOptimizerFlash if self._sharded else flat)(
+            optimizer.original_optimizer if isinstance(optimizer, DPOptimizer) else optimizer,
+            expected_batch_size=expected_batch_size,
+            generator=self.secure_rng if self.secure_mode else noise_generator,
+            secure_mode=self.secure_mode,
+            **kwargs,
+        )
+
+
+def _refuse(module: nn.Module, mode: str, arguments: dict[str, Any]) -> None:
+    if arguments.get("clipping", "flat") != "flat" or isinstance(arguments.get("max_grad_norm"), list):
+        raise ValueError(f'grad_sample_mode="{mode}" supports clipping="flat" with one max_grad_norm')
+    if not arguments.get("wrap_model", True):
+        raise ValueError(f'grad_sample_mode="{mode}" does not support wrap_model=False')
+    if isinstance(module, DDP):
+        raise ValueError(f'grad_sample_mode="{mode}" needs {DPDDP.__name__} of Opacus in place of torch\'s DDP')
+    if mode == "flash" and isinstance(module, FSDPModule):
+        raise ValueError('a model sharded by fully_shard needs grad_sample_mode="flash_fsdp"')

@@ -1,0 +1,22 @@
+"""The Triton kernels: squared per-sample norms that never write a per-sample gradient or a T×T matrix.
+
+Each file holds one operation. All are deterministic: a program writes the square sum of its tile to a buffer of
+partial sums, (B, tiles) in float32, and torch sums that. Inputs may have any strides; float32, bfloat16 and float16
+are accumulated in float32. Blocks are chosen by shape and dtype for Hopper; nothing is autotuned.
+"""
+
+from worker.flash.kernels.column_sum import column_sum
+from worker.flash.kernels.embedding import embedding_weight
+from worker.flash.kernels.layer_norm import layer_norm_weight
+from worker.flash.kernels.linear import linear_weight
+from worker.flash.kernels.linear_direct import linear_direct
+from worker.flash.kernels.linear_gram import linear_gram
+
+__all__ = [
+    "column_sum",
+    "embedding_weight",
+    "layer_norm_weight",
+    "linear_direct",
+    "linear_gram",
+    "linear_weight",
+]

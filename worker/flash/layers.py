@@ -1,0 +1,72 @@
+"""What a layer is beneath FSDP: its type, its parameters, and a copy of it that functorch can work with."""
+
+from collections.abc import Iterator
+
+import torch
+from opacus.grad_sample.functorch import prepare_layer
+from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+# Opacus unrolls these into RNNLinear layers, which are the ones that are tapped.
+UNROLLED = (DPRNN, DPLSTM, DPGRU)
+
+_FSDP_KEYS = ("_fsdp", "_is_fsdp", "__composable_api")
+
+
+def layer_type(module: nn.Module) -> type[nn.Module]:
+    """The class of a module before `fully_shard` swapped it for a subclass of FSDPModule and itself."""
+    if isinstance(module, FSDPModule):
+        return next(base for base in type(module).__bases__ if not issubclass(base, FSDPModule))
+    return type(module)
+
+
+def prepare_functorch(module: nn.Module, *, batch_first: bool) -> None:
+    """Gives the layer what Opacus' `ft_compute_per_sample_gradient` needs, sharded or not.
+
+    Raises:
+        NotImplementedError: a child is sharded on its own, so its parameters are not there when needed.
+    """
+    if any(isinstance(child, FSDPModule) for child in module.modules() if child is not module):
+        raise NotImplementedError(
+            f"{layer_type(module).__name__} has no sampler, and functorch cannot run it with sharded children"
+        )
+    plain = _meta_copy(module)
+    prepare_layer(plain, batch_first=batch_first)
+    module.ft_compute_sample_grad = plain.ft_compute_sample_grad
+
+
+def _meta_copy(module: nn.Module) -> nn.Module:
+    """The layer as its original class, without hooks and storage: functorch's template (FSDP refuses deepcopy)."""
+    kind = layer_type(module)
+    copy = kind.__new__(kind)
+    nn.Module.__init__(copy)
+    fresh = set(copy.__dict__)
+    own = {key: value for key, value in module.__dict__.items() if key not in fresh and not key.startswith(_FSDP_KEYS)}
+    copy.__dict__.update(own, training=module.training)
+    for name, p in module.named_parameters(recurse=False):
+        copy.register_parameter(name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad))
+    for name in (name for name, p in module._parameters.items() if p is None):
+        copy.register_parameter(name, None)
+    for name, child in module.named_children():
+        copy.add_module(name, _meta_copy(child))
+    return copy
+
+
+def layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter of every layer under its name there. Recurrent layers only alias those of their cells."""
+    for prefix, child in module.named_modules():
+        if layer_type(child) not in UNROLLED:
+            yield from child.named_parameters(prefix=prefix, recurse=False)
+
+
+def refuse_shared_parameters(module: nn.Module) -> None:
+    """Raises NotImplementedError where two layers hold one trainable parameter."""
+    owner: dict[nn.Parameter, str] = {}
+    for name, p in layer_parameters(module):
+        if p.requires_grad and p in owner:
+            raise NotImplementedError(
+                f"{owner[p]} and {name} are one parameter: Flash Clipping does not support tied parameters, as the "
+                "norms of two layers do not add up to the norm of their sum"
+            )
+        owner[p] = name
