@@ -1,0 +1,21 @@
+"""Ties a process to the one that started it."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent goes, however it goes; does nothing on other systems.
+
+    torchrun's ranks are in sessions of their own, so no signal to a group reaches them. Linux means the thread that
+    started this process: it must live as long as the process should.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1 and os.getpid() != 1:  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,51 @@
+"""The program torchrun starts on every rank: `python -m worker.training --spec FILE --out FOLDER`."""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from service.contract import ArmError, ArmSpec, ErrorKind
+from worker.lifetime import die_with_parent
+from worker.training.recorder import Progress, write_error
+from worker.training.trainee import Unsupported
+from worker.training.world import World
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.training", description=__doc__)
+    parser.add_argument("--spec", type=Path, required=True, help="an ArmSpec as JSON")
+    parser.add_argument("--out", type=Path, required=True, help="an existing folder for the record")
+    arguments = parser.parse_args()
+    die_with_parent()
+    rank, progress = int(os.environ["RANK"]), Progress()
+    try:
+        # Here and not above: an Opacus that cannot be imported is a failure to be described like any other.
+        from worker.training.loop import train  # noqa: PLC0415
+
+        spec = ArmSpec.model_validate_json(arguments.spec.read_bytes())
+        world = World.join(spec.arm.device)
+        train(spec, arguments.out, world, progress)
+        world.leave()
+    except Exception as error:
+        traceback.print_exc()
+        write_error(arguments.out, rank, _describe(error, rank, progress.step))
+        return 1
+    return 0
+
+
+def _describe(error: Exception, rank: int, step: int | None) -> ArmError:
+    kind, message = ErrorKind.CRASH, f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, Unsupported):
+        kind, message = ErrorKind.UNSUPPORTED, str(error)
+    elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        kind = ErrorKind.OUT_OF_MEMORY
+        message = "out of memory: lower batch_size, seq_len, hidden_size or vocab_size, or use more ranks"
+    return ArmError(kind=kind, message=message, rank=rank, step=step, traceback=traceback.format_exc())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

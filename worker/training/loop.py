@@ -1,0 +1,47 @@
+"""The training loop: an `ArmSpec` in, a record out."""
+
+import itertools
+import time
+from pathlib import Path
+
+import torch
+
+from service.contract import ArmSpec, Mode
+from worker.training.data import global_loader
+from worker.training.oracle import OracleTrainee
+from worker.training.private import OpacusTrainee
+from worker.training.recorder import Progress, Recorder
+from worker.training.trainee import PlainTrainee, Trainee
+from worker.training.world import World
+
+
+def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None:
+    """Train the arm on this rank and record it into `folder`. Every rank of the world must call it."""
+    # fp32 means fp32: no tf32 in any product, whatever the environment's default.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(spec.workload.seed)
+    loader = global_loader(spec.workload)
+    trainee = _trainee(spec, world, loader)
+    recorder = Recorder(folder, spec, world)
+    recorder.start(trainee)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, spec.workload.num_epochs))
+    begin = time.perf_counter()
+    for step, batch in enumerate(itertools.islice(batches, spec.workload.num_steps), start=1):
+        progress.step = step
+        local = batch.slice_of(world.rank, world.size, world.device)
+        world.synchronize()
+        start = time.perf_counter()
+        outcome = trainee.step(local, len(batch))
+        world.synchronize()
+        step_time = time.perf_counter() - start - outcome.overhead
+        recorder.step(step, len(batch), outcome, trainee, step_time)
+    recorder.end(progress.step or 0, trainee, time.perf_counter() - begin)
+
+
+def _trainee(spec: ArmSpec, world: World, loader: torch.utils.data.DataLoader) -> Trainee:
+    if spec.arm.mode is Mode.NONE:
+        return PlainTrainee(spec, world)
+    if spec.arm.mode is Mode.ORACLE:
+        return OracleTrainee(spec, world)
+    return OpacusTrainee(spec, world, loader)

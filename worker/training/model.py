@@ -1,0 +1,160 @@
+"""`SmallTransformerDP`: a small pre-norm transformer made of layers that Opacus can clip per sample.
+
+Shape suffixes: B samples, T positions, D hidden size, H heads, V vocabulary, K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from service.contract import Head, ModelSpec
+
+
+class DPMultiheadAttentionWithFlashAttention(nn.Module):
+    """Multi-head self-attention from four `nn.Linear` and `scaled_dot_product_attention`.
+
+    `nn.MultiheadAttention` packs its projections into one bare parameter, which no per-sample sampler sees;
+    separate linear layers are clipped by the sampler of `nn.Linear`.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, dropout: float = 0.0, bias: bool = True, causal: bool = False
+    ):
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.causal = causal
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+
+    def forward(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
+        """Attend; `key_padding_mask_BT` is True at positions nobody may attend to."""
+        B, T, D = x_BTD.shape
+        q, k, v = (
+            projection(x_BTD).view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mask = self._attention_mask(key_padding_mask_BT, T)
+        attended_BHTd = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and mask is None,
+        )
+        return self.out_proj(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+
+    def _attention_mask(self, key_padding_mask_BT: Tensor | None, T: int) -> Tensor | None:
+        """True where attending is allowed; broadcast over heads. None when `is_causal` alone says it."""
+        if key_padding_mask_BT is None:
+            return None
+        allowed_B11T = ~key_padding_mask_BT[:, None, None, :]
+        if not self.causal:
+            return allowed_B11T
+        past_TT = torch.ones(T, T, dtype=torch.bool, device=key_padding_mask_BT.device).tril()
+        return allowed_B11T & past_TT
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)) with GELU."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        D = spec.hidden_size
+        self.attention_norm = nn.LayerNorm(D)
+        self.attention = DPMultiheadAttentionWithFlashAttention(
+            D,
+            spec.num_heads,
+            dropout=spec.dropout,
+            bias=spec.bias,
+            causal=spec.causal or spec.head is Head.LM,
+        )
+        self.mlp_norm = nn.LayerNorm(D)
+        self.mlp_up = nn.Linear(D, spec.mlp_ratio * D, bias=spec.bias)
+        self.mlp_down = nn.Linear(spec.mlp_ratio * D, D, bias=spec.bias)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), key_padding_mask_BT))
+        return x_BTD + self.dropout(self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x_BTD)))))
+
+
+class SmallTransformerDP(nn.Module):
+    """Token and learned positional embedding, pre-norm blocks, final LayerNorm, and a head.
+
+    The classification head sees the mean over positions that are not padding and gives (B, K) logits; the
+    language-model head gives (B, T, V) logits and makes attention causal.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        D = spec.hidden_size
+        self.spec = spec
+        self.token_embedding = nn.Embedding(spec.vocab_size, D)
+        self.position_embedding = nn.Embedding(spec.max_length, D)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(spec) for _ in range(spec.num_layers))
+        self.norm = nn.LayerNorm(D)
+        outputs = spec.vocab_size if spec.head is Head.LM else spec.num_classes
+        self.head = nn.Linear(D, outputs, bias=spec.bias)
+
+    def forward(self, tokens_BT: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
+        B, T = tokens_BT.shape
+        # Opacus 1.6.0 calls .view() on the ids it captured, which an expanded tensor refuses: copy them.
+        positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T).contiguous()
+        x_BTD = self.dropout(self.token_embedding(tokens_BT) + self.position_embedding(positions_BT))
+        for block in self.blocks:
+            x_BTD = block(x_BTD, key_padding_mask_BT)
+        x_BTD = self.norm(x_BTD)
+        if self.spec.head is Head.CLASSIFICATION:
+            x_BTD = _mean_over_positions(x_BTD, key_padding_mask_BT)
+        # Logits in float32 also under autocast: one logit rounded the other way moves its sample's gradient norm by
+        # the resolution of bfloat16, and kernels for different batch sizes round differently.
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return self.head(x_BTD.to(self.head.weight.dtype))
+
+
+def _mean_over_positions(x_BTD: Tensor, key_padding_mask_BT: Tensor | None) -> Tensor:
+    if key_padding_mask_BT is None:
+        return x_BTD.mean(dim=1)
+    kept_BT1 = (~key_padding_mask_BT).unsqueeze(-1).to(x_BTD.dtype)
+    return (x_BTD * kept_BT1).sum(dim=1) / kept_BT1.sum(dim=1).clamp(min=1)
+
+
+def build_model(spec: ModelSpec, seed: int) -> SmallTransformerDP:
+    """The model in float32 on the CPU with weights that depend on `spec` and `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SmallTransformerDP(spec)
+
+
+class PerSampleCrossEntropy(nn.Module):
+    """Cross-entropy whose unit is the sample: the mean over a sample's counted tokens, then `reduction`.
+
+    Opacus sets `reduction` to "none" for fast gradient clipping and restores it. The losses of the last call
+    stay in `losses` (B, float32, detached) for the recorder. Targets of -100 are not counted.
+    """
+
+    IGNORED = -100
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        self.reduction = reduction
+        self.losses: Tensor | None = None
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits (B, K) with targets (B), or (B, T, V) with (B, T); gives (B) for "none", else a scalar."""
+        losses = F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=self.IGNORED, reduction="none"
+        ).view(targets.shape)
+        if losses.dim() == 2:
+            losses = losses.sum(dim=1) / (targets != self.IGNORED).sum(dim=1).clamp(min=1)
+        self.losses = losses.detach().float()
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
