@@ -1,0 +1,149 @@
+"""Follows one arm from its start to its end, reading what it writes."""
+
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from service.contract import ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
+from worker.launch import Launcher
+from worker.launch.protocol import LOG
+
+POLL_SECONDS = 0.2
+
+Line = ArmStart | StepRecord | ArmEnd
+_line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
+KILLED = re.compile(r"exitcode\s*:\s*-9\b")
+
+
+class Observer(Protocol):
+    """Told what happens while it happens, from the conducting thread."""
+
+    def phase(self, phase: str) -> None: ...
+
+    def started(self, role: str, start: ArmStart) -> None: ...
+
+    def step(self, role: str, step: StepRecord) -> None: ...
+
+    def log(self, role: str, text: str) -> None: ...
+
+
+class Stopped(Exception):
+    """The caller asked to stop; every process has been ended."""
+
+
+@dataclass(frozen=True)
+class ArmOutcome:
+    """One arm as it ended. `error` is None exactly when it ran to its end."""
+
+    role: str
+    spec: ArmSpec
+    record: ArmRecord
+    error: ArmError | None
+    folder: Path
+
+
+class Tail:
+    """New text of a growing file since the last look."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
+
+    def read(self) -> bytes:
+        if not self._path.exists():
+            return b""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        self._offset += len(new)
+        return new
+
+
+class RecordReader:
+    """Reads a record while it is written; a line counts once its newline is there."""
+
+    def __init__(self, path: Path):
+        self._tail, self._rest = Tail(path), b""
+        self._start: ArmStart | None = None
+        self._steps: list[StepRecord] = []
+        self._end: ArmEnd | None = None
+
+    def read(self) -> Iterator[Line]:
+        *lines, self._rest = (self._rest + self._tail.read()).split(b"\n")
+        for text in lines:
+            line = _line.validate_json(text)
+            if isinstance(line, StepRecord):
+                self._steps.append(line)
+            elif isinstance(line, ArmStart):
+                self._start = line
+            else:
+                self._end = line
+            yield line
+
+    @property
+    def record(self) -> ArmRecord:
+        return ArmRecord(start=self._start, steps=self._steps, end=self._end)
+
+
+def run_arm(
+    role: str, spec: ArmSpec, folder: Path, *, launcher: Launcher, observer: Observer, stop: threading.Event
+) -> ArmOutcome:
+    """Start the arm, report its progress, and read its record and error when it has ended.
+
+    Raises:
+        Stopped: `stop` was set.
+    """
+    running = launcher.start(spec, folder)
+    log, reader = Tail(folder / LOG), RecordReader(folder / "record.jsonl")
+    try:
+        status = None
+        while status is None:
+            stopping = stop.wait(POLL_SECONDS)
+            status = running.poll()
+            _report(role, reader, log, observer)
+            if stopping:
+                raise Stopped
+        error = None if status == 0 and reader.record.end else _error(folder, status, spec)
+    except ValidationError as fault:
+        message = f"the record cannot be read: {fault.errors()[0]['msg']}"
+        error = ArmError(kind=ErrorKind.CRASH, message=message)
+    finally:
+        running.stop()
+    return ArmOutcome(role, spec, reader.record, error, folder)
+
+
+def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> None:
+    if text := log.read().decode("utf-8", errors="replace"):
+        observer.log(role, text)
+    for line in reader.read():
+        if isinstance(line, ArmStart):
+            observer.started(role, line)
+        elif isinstance(line, StepRecord):
+            observer.step(role, line)
+
+
+def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
+    """The first failure any rank described, or what the exit status and the log allow to be said.
+
+    When one rank dies the others fail in their next collective: the earliest file is the cause.
+    """
+    described = sorted(folder.glob("error-rank*.json"), key=lambda path: path.stat().st_mtime_ns)
+    errors = [ArmError.model_validate_json(path.read_bytes()) for path in described]
+    telling = [e for e in errors if e.kind is not ErrorKind.CRASH]
+    if errors:
+        return (telling or errors)[0]
+    if status == 0:
+        return ArmError(kind=ErrorKind.CRASH, message="the arm ended without finishing its record")
+    log = (folder / LOG).read_text(encoding="utf-8", errors="replace") if (folder / LOG).exists() else ""
+    if KILLED.search(log):
+        sizes = "batch_size, seq_len, hidden_size or vocab_size"
+        return ArmError(
+            kind=ErrorKind.OUT_OF_MEMORY,
+            message=f"a rank was killed (signal 9), as a host does when memory runs out: lower {sizes}, or the "
+            f"world size ({spec.arm.world_size})",
+        )
+    return ArmError(kind=ErrorKind.CRASH, message=f"torchrun ended with status {status}; see the log")

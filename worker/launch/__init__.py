@@ -1,0 +1,9 @@
+"""Starts the ranks of an arm and ends them: `Launcher` is the protocol, `LocalLauncher` runs torchrun on this host.
+
+A launcher sees an `ArmSpec` and a folder, never a store. What it starts gets a scrubbed environment.
+"""
+
+from worker.launch.local import LocalLauncher
+from worker.launch.protocol import Launcher, LaunchError, RunningArm
+
+__all__ = ["LaunchError", "Launcher", "LocalLauncher", "RunningArm"]

@@ -1,0 +1,142 @@
+"""Runs an arm with torchrun on this host."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+import worker
+from service.contract import Arm, ArmSpec, Device, Kernels
+from worker.launch.protocol import LOG, SPEC, LaunchError
+
+# The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
+KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_HOME"}
+KEPT_PREFIXES = (
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "NVSHMEM_",
+    "GLOO_",
+    "TORCH_",
+    "PYTORCH_",
+    "TRITON_",
+    "OMP_",
+    "MKL_",
+    "COVERAGE_",
+)
+
+CPU_WORLD_SIZE = 2
+GRACE_SECONDS = 3.0
+
+
+class LocalLauncher:
+    """torchrun with as many processes as the arm has ranks, on the GPUs or the cores of this host."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
+    ):
+        """
+        Args:
+            environment: what arms are started from, scrubbed.
+            program: what every rank runs; it is given `--spec FILE --out FOLDER`.
+        """
+        self._environment, self._program = environment, program
+
+    def resolve(self, arm: Arm) -> Arm:
+        gpus = 0 if arm.device is Device.CPU else _visible_gpus()
+        if arm.device is Device.CUDA and gpus == 0:
+            raise LaunchError("device cuda was asked for, but no GPU is visible here")
+        device = Device.CUDA if gpus else Device.CPU
+        world_size = arm.world_size or ((gpus or CPU_WORLD_SIZE) if arm.mode.sharded else 1)
+        if device is Device.CUDA and world_size > gpus:
+            raise LaunchError(f"world size {world_size} exceeds the {gpus} visible GPU{'s' if gpus > 1 else ''}")
+        kernels = arm.kernels
+        if kernels is Kernels.AUTO:
+            kernels = Kernels.TRITON if device is Device.CUDA else Kernels.TORCH
+        if kernels is Kernels.TRITON and device is Device.CPU and arm.mode.flash and not self._interprets():
+            raise LaunchError("kernels triton need a GPU; on the CPU ask for kernels torch")
+        return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
+
+    def start(self, spec: ArmSpec, folder: Path) -> "LocalArm":
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+        ranks = spec.arm.world_size
+        assert ranks is not None, "the arm must be resolved"
+        command = [sys.executable, "-m", "worker.launch.agent", "--nnodes=1", f"--nproc-per-node={ranks}"]
+        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+        command += ["--max-restarts=0", "--no-python", *self._program]
+        command += ["--spec", str(folder / SPEC), "--out", str(folder)]
+        with (folder / LOG).open("wb") as log:
+            return LocalArm(
+                subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    env=self._scrubbed(spec.arm),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+
+    def _interprets(self) -> bool:
+        return self._environment.get("TRITON_INTERPRET") == "1"
+
+    def _scrubbed(self, arm: Arm) -> dict[str, str]:
+        kept = {
+            name: value for name, value in self._environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
+        }
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // (arm.world_size or 1))))
+        # Opacus' accountants round differently with another number of BLAS threads; ε must be identical in both arms.
+        kept["OPENBLAS_NUM_THREADS"] = "1"
+        if arm.device is Device.CPU:
+            # One host needs no network: without this gloo looks up the host's name, which may not resolve.
+            kept.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
+        paths = [str(Path(worker.__file__).parents[1]), self._environment.get("PYTHONPATH", "")]
+        kept["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        return kept
+
+
+class LocalArm:
+    """torchrun's agent and the ranks it started."""
+
+    def __init__(self, agent: "subprocess.Popen[bytes]"):
+        self._agent = agent
+
+    def poll(self) -> int | None:
+        return self._agent.poll()
+
+    def stop(self) -> None:
+        # torchrun starts each rank in a session of its own, so no process group holds them all.
+        try:
+            family = psutil.Process(self._agent.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        if self._agent.poll() is None:
+            self._agent.terminate()
+        _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
+        for process in alive:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        try:
+            self._agent.wait(timeout=GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._agent.kill()
+            self._agent.wait()
+        psutil.wait_procs(alive)
+
+
+def _visible_gpus() -> int:
+    # Late: torch takes seconds to import, and only this question needs it.
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.device_count()
