@@ -1,0 +1,47 @@
+"""What the buttons do. Each does what the API does, then leads to a page."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Response
+from fastapi.responses import RedirectResponse
+
+from service.api import comparisons as api
+from service.api.problems import Refused
+from service.context import HasContext
+from service.contract import Comparison
+
+
+def from_our_pages(sec_fetch_site: Annotated[str | None, Header()] = None) -> None:
+    """Refuses a form that a page of another site sent in the name of whoever looks at it."""
+    if sec_fetch_site not in (None, "same-origin", "none"):
+        raise Refused(403, "this button belongs to the pages of Clipwatch itself")
+
+
+router = APIRouter(dependencies=[Depends(from_our_pages)])
+
+
+@router.post("/comparisons")
+def submit_default(context: HasContext) -> RedirectResponse:
+    """Queues the comparison with every default."""
+    return _to(api.create(Comparison(), context, Response()).id)
+
+
+@router.post("/comparisons/{public_id}/cancel")
+def cancel(public_id: str, context: HasContext) -> RedirectResponse:
+    """Cancels; a comparison that finished in the meantime is shown as it is."""
+    try:
+        api.cancel(public_id, context)
+    except Refused as refused:
+        if refused.status_code != 409:
+            raise
+    return _to(public_id)
+
+
+@router.post("/comparisons/{public_id}/rerun")
+def rerun(public_id: str, context: HasContext) -> RedirectResponse:
+    """Queues the same comparison again and leads to the new one."""
+    return _to(api.rerun(public_id, context, Response()).id)
+
+
+def _to(public_id: str) -> RedirectResponse:
+    return RedirectResponse(f"/comparisons/{public_id}", status_code=303)

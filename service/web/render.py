@@ -1,0 +1,46 @@
+"""From a template to an answer."""
+
+from typing import Any
+
+from fastapi.responses import HTMLResponse
+from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+from service.web import words
+
+# Nothing but our own files, and no inline script or style: a name or a log line can be shown, never run.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+# Chainable: a document of an older version may lack a field, and its page is shown all the same.
+templates = Environment(
+    loader=PackageLoader("service.web"),
+    autoescape=True,
+    undefined=ChainableUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+templates.filters |= {
+    "age": words.age,
+    "count": words.count,
+    "duration": words.duration,
+    "instant": words.instant,
+    "number": words.number,
+}
+templates.globals |= {
+    "GATES": words.GATES,
+    "GLYPHS": words.GLYPHS,
+    "PLOTS": words.PLOTS,
+    "arm_words": words.arm_words,
+    "workload_words": words.workload_words,
+}
+
+
+def page(template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
+    """The template as a page that may load nothing from elsewhere."""
+    html = templates.get_template(template).render(**values)
+    return HTMLResponse(html, status_code=status_code, headers=HEADERS)

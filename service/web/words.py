@@ -1,0 +1,109 @@
+"""How numbers, instants, arms and workloads read on a page."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.contract import Workload
+
+# Colour is never the only sign.
+GLYPHS = {
+    "passed": "✓",
+    "failed": "✕",
+    "unsupported": "∅",
+    "error": "!",
+    "cancelled": "–",
+    "queued": "…",
+    "running": "▶",
+}
+
+GATES = {
+    "steps": "number of steps",
+    "loss": "loss, each step",
+    "grad_norms": "gradient norm of each sample",
+    "grad_norm_mean": "mean gradient norm",
+    "grad_norm_max": "largest gradient norm",
+    "clipped_grad_norm": "norm of the summed clipped gradient, before noise",
+    "parameter_norm": "norm of all parameters, each step",
+    "epsilon": "ε at the end",
+}
+
+PLOTS = {
+    "loss": "Loss of both arms over the steps",
+    "loss_difference": "Absolute difference of the losses over the steps, with the tolerance",
+    "gradient_norms": "Mean and largest gradient norm of both arms over the steps",
+    "parameter_norms": "Norm of all parameters of both arms over the steps",
+}
+
+NAMED_NUMBERS = {"NaN": "NaN", "Infinity": "∞", "-Infinity": "−∞"}
+MINUTE, HOUR, DAY = 60, 3_600, 86_400
+
+
+def number(value: float | str | None) -> str:
+    """Four significant digits at most; NaN and infinity also as JSON spells them; a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return NAMED_NUMBERS.get(value, value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.4g}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with its thousands apart."""
+    return "–" if value is None else f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the largest units that matter, such as `2 min 5 s`."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < MINUTE:
+        return f"{whole} s"
+    if whole < HOUR:
+        return f"{whole // MINUTE} min {whole % MINUTE} s"
+    if whole < DAY:
+        return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+    return f"{whole // DAY} d {whole % DAY // HOUR} h"
+
+
+def age(then: datetime, now: datetime) -> str:
+    """How long ago in one unit."""
+    seconds = (now - then).total_seconds()
+    for size, unit in ((DAY, "d"), (HOUR, "h"), (MINUTE, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return "just now"
+
+
+def instant(then: datetime) -> str:
+    """Date and time in UTC."""
+    return then.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def arm_words(arm: dict[str, Any], start: dict[str, Any] | None = None) -> str:
+    """Mode and world size: the one that ran, else the one asked for, else none is said."""
+    world_size = (start or {}).get("world_size") or arm.get("world_size")
+    return f"{arm.get('mode')} × {world_size}" if world_size else str(arm.get("mode"))
+
+
+def workload_words(document: dict[str, Any]) -> str:
+    """The workload of a comparison document in a line; nothing if this version cannot read it."""
+    try:
+        workload = Workload.model_validate(document.get("workload"))
+    except ValidationError:
+        return ""
+    model = workload.model
+    steps = "1 step" if workload.num_steps == 1 else f"{count(workload.num_steps)} steps"
+    return (
+        f"{steps} of {workload.batch_size} × {workload.seq_len} tokens · "
+        f"{model.num_layers} layers of {model.hidden_size} · σ {workload.noise_multiplier:g}"
+    )
