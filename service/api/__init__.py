@@ -1,0 +1,12 @@
+"""The REST API: thin FastAPI routers that parse, ask the store or the queue, and answer.
+
+Errors have one shape, `Problem`. Lists are paged by cursors. Nothing here holds state or speaks SQL.
+"""
+
+from service.api.comparisons import router as comparisons_router
+from service.api.convert import PREFIX
+from service.api.health import router as health_router
+from service.api.problems import BodyLimit, add_problem_handlers
+from service.api.results import router as results_router
+
+__all__ = ["PREFIX", "BodyLimit", "add_problem_handlers", "comparisons_router", "health_router", "results_router"]

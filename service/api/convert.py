@@ -1,0 +1,148 @@
+"""From rows to answers."""
+
+import base64
+import binascii
+
+from service.api.documents import (
+    ArmAnswer,
+    AttemptAnswer,
+    ComparisonDetail,
+    ComparisonSummary,
+    HistoryItem,
+    Links,
+    LogChunk,
+    Plot,
+)
+from service.contract import Finding, Gate, Verdict
+from service.store import AttemptRow, AttemptState, ComparisonRow, LogChunkRow, Status
+
+PREFIX = "/api/v1"
+
+
+def location(public_id: str) -> str:
+    return f"{PREFIX}/comparisons/{public_id}"
+
+
+def summary(row: ComparisonRow) -> ComparisonSummary:
+    return ComparisonSummary(**_common(row))
+
+
+def _common(row: ComparisonRow) -> dict[str, object]:
+    here = location(row.public_id)
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "definition": row.definition,
+        "status": Status(row.status),
+        "verdict": Verdict(row.verdict) if row.verdict else None,
+        "error": row.error,
+        "cancel_requested": row.cancel_requested,
+        "reference_mode": row.reference_mode,
+        "candidate_mode": row.candidate_mode,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "rerun_of": row.rerun_of.public_id if row.rerun_of else None,
+        "links": Links(
+            self=here,
+            series=f"{here}/series",
+            log=f"{here}/log",
+            cancel=f"{here}/cancel",
+            rerun=f"{here}/rerun",
+            history=f"{PREFIX}/history?definition={row.definition}",
+        ),
+    }
+
+
+def deciding(row: ComparisonRow) -> AttemptRow | None:
+    """The attempt that the verdict comes from, or else the last one."""
+    finished = [attempt for attempt in row.attempts if attempt.state == AttemptState.FINISHED]
+    candidates = finished or row.attempts
+    return candidates[-1] if candidates else None
+
+
+def detail(row: ComparisonRow) -> ComparisonDetail:
+    last = deciding(row)
+    return ComparisonDetail(
+        **_common(row),
+        comparison=row.document,
+        gates=gates(last) if last else [],
+        findings=[
+            Finding(metric=f.metric, step=f.step, parameter=f.parameter, rank=f.rank, message=f.message)
+            for f in (last.findings if last else [])
+        ],
+        plots=[
+            Plot(name=a.name, media_type=a.media_type, size=a.size, url=f"{location(row.public_id)}/plots/{a.name}")
+            for a in (last.artifacts if last else [])
+        ],
+        attempts=[_attempt(attempt) for attempt in row.attempts],
+    )
+
+
+def gates(attempt: AttemptRow) -> list[Gate]:
+    return [
+        Gate(
+            metric=gate.metric,
+            passed=gate.passed,
+            observed=gate.observed,
+            limit=gate.limit,
+            first_step=gate.first_step,
+            detail=gate.detail,
+        )
+        for gate in attempt.gates
+    ]
+
+
+def _attempt(attempt: AttemptRow) -> AttemptAnswer:
+    return AttemptAnswer(
+        number=attempt.number,
+        worker=attempt.worker,
+        state=AttemptState(attempt.state),
+        phase=attempt.phase,
+        started_at=attempt.started_at,
+        heartbeat_at=attempt.heartbeat_at,
+        finished_at=attempt.finished_at,
+        verdict=Verdict(attempt.verdict) if attempt.verdict else None,
+        error=attempt.error,
+        arms=[
+            ArmAnswer(
+                role=arm.role, step=arm.step, num_steps=arm.num_steps, start=arm.start, end=arm.end, error=arm.error
+            )
+            for arm in attempt.arms
+        ],
+    )
+
+
+def history_item(row: ComparisonRow) -> HistoryItem:
+    last = deciding(row)
+    assert row.finished_at is not None
+    assert row.verdict is not None
+    return HistoryItem(
+        id=row.public_id,
+        name=row.name,
+        verdict=Verdict(row.verdict),
+        error=row.error,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        gates=gates(last) if last else [],
+        versions={arm.role: arm.start["versions"] for arm in (last.arms if last else []) if arm.start},
+    )
+
+
+def log_chunk(row: LogChunkRow, attempt: int) -> LogChunk:
+    return LogChunk(sequence=row.id, attempt=attempt, role=row.role, position=row.position, text=row.text)
+
+
+def to_cursor(row_id: int) -> str:
+    return base64.urlsafe_b64encode(str(row_id).encode()).decode().rstrip("=")
+
+
+def from_cursor(cursor: str) -> int:
+    """Raises ValueError on anything that `to_cursor` did not make."""
+    try:
+        row_id = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, UnicodeError, ValueError):
+        raise ValueError("not a cursor of this list") from None
+    if not 0 <= row_id < 2**63:
+        raise ValueError("not a cursor of this list")
+    return row_id

@@ -1,0 +1,44 @@
+"""The web application: the REST API and the dashboard."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from service.api import (
+    PREFIX,
+    BodyLimit,
+    add_problem_handlers,
+    comparisons_router,
+    health_router,
+    results_router,
+)
+from service.context import Context
+from service.settings import Settings, get_settings
+from service.web import add_dashboard
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """An app on its own context. The database must have been migrated: `/readyz` says so if it was not."""
+    settings = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.context.close()
+
+    app = FastAPI(
+        title="Clipwatch",
+        summary="Does this commit of Opacus still train exactly as it should?",
+        version=version("clipwatch"),
+        lifespan=lifespan,
+    )
+    app.state.context = Context.open(settings)
+    add_problem_handlers(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.include_router(comparisons_router, prefix=PREFIX)
+    app.include_router(results_router, prefix=PREFIX)
+    app.include_router(health_router)
+    add_dashboard(app)
+    return app

@@ -1,0 +1,23 @@
+"""`clipwatch api`."""
+
+import click
+import uvicorn
+
+from service.app import create_app
+from service.settings import get_settings
+
+GRACE_SECONDS = 3
+
+
+@click.command()
+def api() -> None:
+    """Serve the REST API and the dashboard."""
+    settings = get_settings()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        # A page that follows a log keeps its connection: it must not keep the process.
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )

@@ -1,0 +1,43 @@
+"""A small client of the REST API, on the standard library."""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from service.commands.fault import Fault
+
+TIMEOUT = 30
+
+
+class Client:
+    """Talks to one service. Raises Fault with a line for the user when it refuses or cannot be reached."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server.rstrip("/")
+
+    def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        data = json.dumps(body).encode() if body is not None else b""
+        return self._send(urllib.request.Request(self._server + path, data, headers or {}, method="POST"))
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._send(urllib.request.Request(self._server + path))
+
+    def _send(self, request: urllib.request.Request) -> dict[str, Any]:
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                answer: dict[str, Any] = json.load(response)
+                return answer
+        except urllib.error.HTTPError as error:
+            raise Fault(_reason(error)) from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise Fault(f"no answer from {self._server}: {reason}. Is `clipwatch up` running there?") from error
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"

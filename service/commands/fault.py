@@ -1,0 +1,9 @@
+"""Errors that a user reads on one line."""
+
+import click
+
+
+class Fault(click.ClickException):
+    """Something that is neither a wrong option nor a failed comparison: exit status 3."""
+
+    exit_code = 3

@@ -1,0 +1,129 @@
+"""`clipwatch submit`."""
+
+import json
+import sys
+import time
+from typing import IO, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.commands.client import Client
+from service.settings import get_settings
+
+EXIT = {"passed": 0, "failed": 1}
+ERROR, INTERRUPTED = 3, 130
+POLL_SECONDS = 0.5
+
+
+@click.command()
+@click.argument("file", type=click.File(), required=False)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set a field, such as workload.batch_size=8 or candidate.mode=ghost. May be repeated.",
+)
+@click.option("--name", help="A label for the comparison.")
+@click.option("--server", help="Address of the service.  [default: http://127.0.0.1:8000]")
+@click.option("--idempotency-key", help="Repeating a submit with the same key returns the first one's comparison.")
+@click.option("--wait", is_flag=True, help="Wait for the verdict and print it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def submit(
+    file: IO[str] | None,
+    changes: tuple[str, ...],
+    name: str | None,
+    server: str | None,
+    idempotency_key: str | None,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Submit a comparison: a JSON document in FILE (- is standard input), or the default one, with fields set."""
+    document = _read(file)
+    for change in changes:
+        _apply(document, change)
+    if name is not None:
+        document["name"] = name
+    settings = get_settings()
+    address = server or f"http://{settings.host}:{settings.port}"
+    client, headers = Client(address), {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    answer = client.post("/api/v1/comparisons", document, headers)
+    path = answer["links"]["self"]
+    if wait:
+        click.echo(f"Submitted {answer['id']}", err=True)
+        answer = _wait(client, path)
+    if as_json:
+        click.echo(json.dumps(answer))
+    elif wait:
+        _print_result(answer)
+        click.echo(f"{address}/comparisons/{answer['id']}")
+    else:
+        click.echo(answer["id"])
+    sys.exit(EXIT.get(answer["verdict"], ERROR) if wait else 0)
+
+
+def _read(file: IO[str] | None) -> dict[str, Any]:
+    try:
+        document = json.load(file) if file else {}
+    except ValueError as error:
+        raise click.UsageError(f"not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise click.UsageError("the document must be a JSON object")
+    return document
+
+
+def _apply(document: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise click.UsageError(f"--set {change}: write FIELD=VALUE")
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise click.UsageError(f"--set {change}: {parent} is not a group of fields")
+    try:
+        document[last] = json.loads(text)
+    except ValueError:
+        document[last] = text
+
+
+def _wait(client: Client, path: str) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            bars: dict[tuple[int, str], TaskID] = {}
+            while (answer := client.get(path))["status"] != "finished":
+                _show(progress, bars, answer)
+                time.sleep(POLL_SECONDS)
+            _show(progress, bars, answer)
+            return answer
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: the comparison goes on, see {path}", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _show(progress: Progress, bars: dict[tuple[int, str], TaskID], answer: dict[str, Any]) -> None:
+    for attempt in answer["attempts"][-1:]:
+        for arm in attempt["arms"]:
+            key = (attempt["number"], arm["role"])
+            if key not in bars:
+                bars[key] = progress.add_task(f"{arm['role']} {answer[arm['role'] + '_mode']}", total=None)
+            progress.update(bars[key], completed=arm["step"], total=arm["num_steps"])
+
+
+def _print_result(answer: dict[str, Any]) -> None:
+    console = Console()
+    if answer["gates"]:
+        table = Table("gate", "observed", "limit", "first step", "")
+        for gate in answer["gates"]:
+            outcome = "[green]passed[/green]" if gate["passed"] else "[red]failed[/red]"
+            observed = "—" if gate["observed"] is None else f"{float(gate['observed']):.3g}"
+            first = "" if gate["first_step"] is None else str(gate["first_step"])
+            table.add_row(gate["metric"], observed, f"{float(gate['limit']):.3g}", first, outcome)
+        console.print(table)
+    console.print(f"Verdict: [bold]{answer['verdict']}[/bold]", highlight=False)
+    if answer["error"]:
+        console.print(answer["error"], markup=False, highlight=False)

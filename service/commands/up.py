@@ -1,0 +1,114 @@
+"""`clipwatch up`: the whole service in one process tree."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+
+import click
+from pydantic import ValidationError
+
+from service.commands.children import Children
+from service.commands.fault import Fault
+from service.settings import Settings, get_settings
+from service.store import Database, migrate
+
+READY_SECONDS = 60
+POLL_SECONDS = 0.2
+
+# The default comparison with fewer samples: two processes on a laptop's CPU take about a minute for both arms.
+DEMO = ("--name", "demo", "--set", "workload.num_samples=256")
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65_535), help="Port to listen on.  [default: 8000]")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="[default: .clipwatch]")
+@click.option("--worker/--no-worker", default=True, show_default=True, help="Start a worker here.")
+@click.option("--demo", is_flag=True, help="Submit a small comparison, print its verdict, and go on serving.")
+def up(worker: bool, demo: bool, **given: object) -> None:
+    """Start API, beat and worker; Ctrl-C ends them all."""
+    settings = _settings({name: value for name, value in given.items() if value is not None})
+    _refuse_taken_port(settings)
+    database = Database(settings.database)
+    migrate(database)
+    database.close()
+    stop = threading.Event()
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    names = ["api", "beat", "worker"] if worker else ["api", "beat"]
+    with Children(names, settings.environment) as children:
+        if _wait_until_ready(settings, children, stop):
+            click.echo(f"\nClipwatch is ready: {address_of(settings)}   (Ctrl-C ends it)\n")
+            with _submitted(DEMO, settings) if demo else nullcontext():
+                while not stop.wait(POLL_SECONDS) and children.dead() is None:
+                    pass
+        if stop.is_set():
+            click.echo("shutting down")
+        elif (dead := children.dead()) is not None:
+            raise Fault(f"{dead.name} ended unexpectedly with status {dead.status}; see its output above")
+
+
+@contextmanager
+def _submitted(options: Sequence[str], settings: Settings) -> Iterator[None]:
+    """`clipwatch submit --wait` beside what the context does; leaving the context ends it."""
+    command = [sys.executable, "-m", "service.cli", "submit", "--wait", "--server", address_of(settings), *options]
+    # A session of its own, as for the children: Ctrl-C at the terminal is for `up` to hear.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def address_of(settings: Settings) -> str:
+    """Where a browser on this machine finds the service."""
+    host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _settings(given: dict[str, object]) -> Settings:
+    try:
+        return get_settings().model_copy(update=given)
+    except ValidationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _refuse_taken_port(settings: Settings) -> None:
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise Fault(f"cannot listen on {where}: {error.strerror or error}. Choose another with --port") from error
+
+
+def _wait_until_ready(settings: Settings, children: Children, stop: threading.Event) -> bool:
+    """Whether the service answers that it is ready before a child dies or a signal comes."""
+    reason = "it does not answer"
+    for _ in range(int(READY_SECONDS / POLL_SECONDS)):
+        if stop.wait(POLL_SECONDS) or children.dead() is not None:
+            return False
+        try:
+            with urllib.request.urlopen(f"{address_of(settings)}/readyz", timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            reason = json.dumps(json.load(error).get("checks"))
+        except OSError:
+            continue
+    raise Fault(f"the service is not ready after {READY_SECONDS} s: {reason}")

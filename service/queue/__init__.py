@@ -1,0 +1,11 @@
+"""The queue: the bell that wakes workers, and the sweeper that rings again and takes back what expired.
+
+The database holds the truth. A message carries an id and means "look", so one that is lost, doubled or late is
+harmless. Leases are in `service.store`; here is who watches over them.
+"""
+
+from service.queue.bell import LOOK, QUEUE, Bell, make_celery
+from service.queue.submit import IdempotencyConflict, Submitted, submit
+from service.queue.sweeper import Sweeper, Swept
+
+__all__ = ["LOOK", "QUEUE", "Bell", "IdempotencyConflict", "Submitted", "Sweeper", "Swept", "make_celery", "submit"]

@@ -1,0 +1,72 @@
+"""The bell: a Celery message that carries a comparison's id and means "look". All else is in the database."""
+
+import logging
+from typing import Any
+
+from celery import Celery
+
+from service.queue.folder import folder_options
+from service.settings import Settings
+
+LOOK = "clipwatch.look"
+QUEUE = "clipwatch"
+BROKER_SECONDS = 2
+
+log = logging.getLogger(__name__)
+
+
+def make_celery(settings: Settings) -> Celery:
+    """A Celery app on the broker of the settings. The worker adds the task named `LOOK` to it."""
+    app = Celery("clipwatch", set_as_current=False)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        # A bell that waits in a busy worker is one that an idle worker does not hear.
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=settings.broker_url.startswith("redis"),
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=BROKER_SECONDS,
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_max": 0},
+        **_broker(settings),
+    )
+    return app
+
+
+def _broker(settings: Settings) -> dict[str, Any]:
+    if settings.broker_url:
+        options = {"socket_connect_timeout": BROKER_SECONDS} if settings.broker_url.startswith("redis") else {}
+        return {"broker_url": settings.broker_url, "broker_transport_options": options}
+    return {
+        "broker_url": "filesystem://",
+        "broker_transport": "service.queue.folder:Transport",
+        "broker_transport_options": folder_options(settings.folder / "broker"),
+    }
+
+
+class Bell:
+    """Rings for comparisons that are committed as queued. Losing a ring is harmless: the sweeper rings again."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._celery = make_celery(settings)
+
+    def ring(self, public_id: str) -> bool:
+        """Publishes "look at this id". False, with a line in the log, when the broker cannot be reached."""
+        try:
+            self._celery.send_task(LOOK, args=[public_id])
+        except Exception as error:
+            # Any failure at all: the row is committed and must be answered for.
+            log.warning("could not ring for %s, the sweeper will: %s", public_id, error)
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raises an exception that says why when the broker cannot be reached within about two seconds."""
+        with self._celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_SECONDS)
+
+    def close(self) -> None:
+        self._celery.close()

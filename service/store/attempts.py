@@ -1,0 +1,191 @@
+"""Attempts: the lease. Claim by compare-and-set, renew, record or give back by token, take back what expired."""
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, undefer
+
+from service.contract import ArmStart, Comparison, Verdict
+from service.store.models import ArmRow, AttemptRow, AttemptState, ComparisonRow, Status
+from service.store.results import AttemptResult, as_json, one_line, write_result
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to conduct a comparison, until the lease expires."""
+
+    attempt_id: int
+    token: str
+    number: int
+    public_id: str
+    comparison: Comparison
+
+
+@dataclass
+class ArmProgress:
+    """How far an arm has come."""
+
+    step: int = 0
+    start: ArmStart | None = None
+
+
+@dataclass
+class Progress:
+    """How far an attempt has come; the arms by role."""
+
+    phase: str | None = None
+    arms: dict[str, ArmProgress] = field(default_factory=dict)
+
+
+class AttemptRepository:
+    """All SQL on attempts. Nothing here commits.
+
+    Every method that takes a token returns nothing or False when the token no longer holds the lease: the
+    caller then stops, for the comparison belongs to somebody else.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def claim(self, public_id: str, worker: str, now: datetime, lease: timedelta) -> Claim | None:
+        """Makes a queued comparison running and this worker its owner; nothing if it is not queued."""
+        row = self._claimed(public_id, now)
+        if row is None:
+            return None
+        try:
+            comparison = Comparison.model_validate(row.document)
+        except ValidationError as error:
+            # Written by another version of the contract. Left in the queue it would be claimed for ever.
+            self._close(row, Verdict.ERROR, f"this version cannot read the comparison: {one_line(error)}", now)
+            return None
+        before = select(func.count()).where(AttemptRow.comparison_id == row.id)
+        attempt = AttemptRow(
+            comparison_id=row.id,
+            number=(self._session.scalar(before) or 0) + 1,
+            worker=worker[:200],
+            token=secrets.token_hex(16),
+            state=AttemptState.RUNNING.value,
+            started_at=now,
+            heartbeat_at=now,
+            lease_expires_at=now + lease,
+        )
+        self._session.add(attempt)
+        self._session.flush()
+        return Claim(attempt.id, attempt.token, attempt.number, public_id, comparison)
+
+    def heartbeat(self, token: str, now: datetime, lease: timedelta, progress: Progress) -> bool | None:
+        """Renews the lease and notes the progress. Whether a cancel was asked for; nothing if the lease is lost."""
+        renewed = self._session.execute(
+            update(AttemptRow)
+            .where(AttemptRow.token == token, AttemptRow.state == AttemptState.RUNNING.value)
+            .values(heartbeat_at=now, lease_expires_at=now + lease, phase=progress.phase)
+            .returning(AttemptRow.id, AttemptRow.comparison_id)
+        ).one_or_none()
+        if renewed is None:
+            return None
+        self._note(renewed.id, progress)
+        asked = select(ComparisonRow.cancel_requested).where(ComparisonRow.id == renewed.comparison_id)
+        return bool(self._session.scalar(asked))
+
+    def record(self, token: str, result: AttemptResult, now: datetime) -> bool:
+        """Writes the result, ends attempt and comparison. False, with nothing written, if the lease is lost."""
+        attempt = self._end(token, AttemptState.FINISHED, now)
+        if attempt is None:
+            return False
+        write_result(self._session, attempt, result)
+        self._finish(attempt, result.verdict, result.error, now)
+        return True
+
+    def release(self, token: str, now: datetime) -> bool:
+        """Gives a comparison back to the queue. It does not count against the attempts that may be lost."""
+        attempt = self._end(token, AttemptState.RELEASED, now)
+        if attempt is None:
+            return False
+        self._requeue(attempt, now)
+        return True
+
+    def expired_tokens(self, now: datetime, limit: int = 100) -> list[str]:
+        """Tokens of attempts whose lease ran out."""
+        late = select(AttemptRow.token).where(
+            AttemptRow.state == AttemptState.RUNNING.value, AttemptRow.lease_expires_at < now
+        )
+        return list(self._session.scalars(late.order_by(AttemptRow.lease_expires_at).limit(limit)))
+
+    def take_back(self, token: str, now: datetime, max_attempts: int) -> bool:
+        """Queues again what an expired attempt held, or gives up with the verdict `error` after `max_attempts`.
+
+        False if the owner was heard of in the meantime, or somebody else took it back.
+        """
+        attempt = self._end(token, AttemptState.EXPIRED, now, AttemptRow.lease_expires_at < now)
+        if attempt is None:
+            return False
+        attempt.error = f"worker {attempt.worker} was not heard of for too long"
+        query = select(func.count()).where(
+            AttemptRow.comparison_id == attempt.comparison_id, AttemptRow.state == AttemptState.EXPIRED.value
+        )
+        lost = self._session.scalar(query) or 0
+        if lost < max_attempts:
+            self._requeue(attempt, now)
+        else:
+            message = f"gave up after {lost} lost attempts: the last {attempt.error}"
+            self._finish(attempt, Verdict.ERROR, message, now)
+        return True
+
+    def arms(self, attempt_id: int, *, grad_norms: bool = False) -> list[ArmRow]:
+        """The arms of an attempt with their series, and on request with every sample's gradient norm."""
+        loaded = [undefer(ArmRow.series)] + ([undefer(ArmRow.grad_norms)] if grad_norms else [])
+        query = select(ArmRow).where(ArmRow.attempt_id == attempt_id).order_by(ArmRow.role.desc())
+        return list(self._session.scalars(query.options(*loaded)))
+
+    def _claimed(self, public_id: str, now: datetime) -> ComparisonRow | None:
+        claim = (
+            update(ComparisonRow)
+            .where(ComparisonRow.public_id == public_id, ComparisonRow.status == Status.QUEUED.value)
+            .values(status=Status.RUNNING.value, started_at=func.coalesce(ComparisonRow.started_at, now))
+            .returning(ComparisonRow)
+        )
+        return self._session.scalar(claim.execution_options(populate_existing=True))
+
+    def _end(self, token: str, state: AttemptState, now: datetime, *also: object) -> AttemptRow | None:
+        ended = (
+            update(AttemptRow)
+            .where(AttemptRow.token == token, AttemptRow.state == AttemptState.RUNNING.value, *also)  # type: ignore[arg-type]
+            .values(state=state.value, finished_at=now)
+            .returning(AttemptRow)
+        )
+        return self._session.scalar(ended.execution_options(populate_existing=True))
+
+    def _locked(self, attempt: AttemptRow) -> ComparisonRow:
+        query = select(ComparisonRow).where(ComparisonRow.id == attempt.comparison_id).with_for_update()
+        return self._session.scalars(query.execution_options(populate_existing=True)).one()
+
+    def _finish(self, attempt: AttemptRow, verdict: Verdict, error: str | None, now: datetime) -> None:
+        self._close(self._locked(attempt), verdict, error, now)
+
+    def _close(self, row: ComparisonRow, verdict: Verdict, error: str | None, now: datetime) -> None:
+        row.status, row.verdict, row.error, row.finished_at = Status.FINISHED.value, verdict.value, error, now
+        self._session.flush()
+
+    def _requeue(self, attempt: AttemptRow, now: datetime) -> None:
+        row = self._locked(attempt)
+        if row.cancel_requested:
+            self._close(row, Verdict.CANCELLED, None, now)
+        else:
+            row.status, row.rings, row.ring_after = Status.QUEUED.value, 0, now
+            self._session.flush()
+
+    def _note(self, attempt_id: int, progress: Progress) -> None:
+        query = select(ArmRow).where(ArmRow.attempt_id == attempt_id)
+        rows = {row.role: row for row in self._session.scalars(query)}
+        for role, arm in progress.arms.items():
+            row = rows.get(role)
+            if row is None:
+                row = ArmRow(attempt_id=attempt_id, role=role)
+                self._session.add(row)
+            row.step = arm.step
+            if arm.start is not None and row.start is None:
+                row.start, row.num_steps = as_json(arm.start), arm.start.num_steps
+        self._session.flush()

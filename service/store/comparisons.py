@@ -1,0 +1,150 @@
+"""Comparisons: submit, find, page through, cancel, and which of them the bell must ring for again."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from service.contract import Comparison, Mode, Verdict
+from service.store.models import AttemptRow, ComparisonRow, Status
+
+MAX_RING_DOUBLINGS = 6
+
+
+@dataclass(frozen=True)
+class ComparisonFilter:
+    """What a list is narrowed to. `name` is a part of the name in any case, `mode` that of either arm."""
+
+    status: Status | None = None
+    verdict: Verdict | None = None
+    mode: Mode | None = None
+    definition: str | None = None
+    name: str | None = None
+
+
+class ComparisonRepository:
+    """All SQL on comparisons. Nothing here commits."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self,
+        comparison: Comparison,
+        now: datetime,
+        *,
+        ring_after: datetime,
+        rerun_of: ComparisonRow | None = None,
+        idempotency_key: str | None = None,
+        request_hash: str | None = None,
+    ) -> ComparisonRow:
+        """Queues a comparison. The caller rings at once; the sweeper does from `ring_after` on.
+
+        Raises sqlalchemy.exc.IntegrityError when the idempotency key is taken.
+        """
+        row = ComparisonRow(
+            public_id=f"cmp_{secrets.token_hex(10)}",
+            name=comparison.name,
+            definition=comparison.definition,
+            document=json.loads(comparison.model_dump_json()),
+            reference_mode=comparison.reference.mode.value,
+            candidate_mode=comparison.candidate.mode.value,
+            status=Status.QUEUED.value,
+            created_at=now,
+            ring_after=ring_after,
+            rings=1,
+            rerun_of_id=rerun_of.id if rerun_of else None,
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+        )
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def get(self, public_id: str) -> ComparisonRow | None:
+        """One comparison with its attempts, their arms, gates, findings and artifacts."""
+        attempts = selectinload(ComparisonRow.attempts)
+        query = select(ComparisonRow).where(ComparisonRow.public_id == public_id)
+        return self._session.scalar(
+            query.options(
+                joinedload(ComparisonRow.rerun_of),
+                attempts.selectinload(AttemptRow.arms),
+                attempts.selectinload(AttemptRow.gates),
+                attempts.selectinload(AttemptRow.findings),
+                attempts.selectinload(AttemptRow.artifacts),
+            )
+        )
+
+    def by_idempotency_key(self, key: str) -> ComparisonRow | None:
+        """The comparison that a request with this key made."""
+        return self._session.scalar(select(ComparisonRow).where(ComparisonRow.idempotency_key == key))
+
+    def page(
+        self, only: ComparisonFilter, *, limit: int, before: int | None = None, with_arms: bool = False
+    ) -> list[ComparisonRow]:
+        """At most `limit` comparisons, newest first, with ids below `before`; on request with their arms."""
+        query = _narrowed(select(ComparisonRow), only).options(joinedload(ComparisonRow.rerun_of))
+        if with_arms:
+            query = query.options(selectinload(ComparisonRow.attempts).selectinload(AttemptRow.arms))
+        if before is not None:
+            query = query.where(ComparisonRow.id < before)
+        return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
+
+    def history(self, definition: str, *, limit: int, before: int | None = None) -> list[ComparisonRow]:
+        """At most `limit` finished comparisons of one definition with their gates and arms, newest first."""
+        query = select(ComparisonRow).where(
+            ComparisonRow.definition == definition, ComparisonRow.status == Status.FINISHED.value
+        )
+        if before is not None:
+            query = query.where(ComparisonRow.id < before)
+        attempts = selectinload(ComparisonRow.attempts)
+        query = query.options(attempts.selectinload(AttemptRow.gates), attempts.selectinload(AttemptRow.arms))
+        return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
+
+    def cancel(self, public_id: str, now: datetime) -> ComparisonRow | None:
+        """Ends a queued comparison, flags a running one, leaves a finished one. Nothing if there is none."""
+        row = self._session.scalar(select(ComparisonRow).where(ComparisonRow.public_id == public_id).with_for_update())
+        if row is None or row.status == Status.FINISHED:
+            return row
+        row.cancel_requested = True
+        if row.status == Status.QUEUED:
+            row.status, row.verdict, row.finished_at = Status.FINISHED.value, Verdict.CANCELLED.value, now
+        self._session.flush()
+        return row
+
+    def take_due_rings(self, now: datetime, ring_seconds: float, limit: int = 20) -> list[str]:
+        """Public ids of queued comparisons to ring for, oldest first; each is due again later and later.
+
+        The doubling keeps a long queue in front of busy workers from filling the broker with bells.
+        """
+        due = (
+            select(ComparisonRow)
+            .where(ComparisonRow.status == Status.QUEUED.value, ComparisonRow.ring_after <= now)
+            .order_by(ComparisonRow.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        rows = list(self._session.scalars(due))
+        for row in rows:
+            row.ring_after = now + timedelta(seconds=ring_seconds * 2 ** min(row.rings, MAX_RING_DOUBLINGS))
+            row.rings += 1
+        self._session.flush()
+        return [row.public_id for row in rows]
+
+
+def _narrowed(query: Select[tuple[ComparisonRow]], only: ComparisonFilter) -> Select[tuple[ComparisonRow]]:
+    if only.status is not None:
+        query = query.where(ComparisonRow.status == only.status.value)
+    if only.verdict is not None:
+        query = query.where(ComparisonRow.verdict == only.verdict.value)
+    if only.mode is not None:
+        arms = (ComparisonRow.reference_mode, ComparisonRow.candidate_mode)
+        query = query.where(or_(*(arm == only.mode.value for arm in arms)))
+    if only.definition is not None:
+        query = query.where(ComparisonRow.definition == only.definition)
+    if only.name is not None:
+        query = query.where(ComparisonRow.name.icontains(only.name, autoescape=True))
+    return query

@@ -1,0 +1,76 @@
+"""The engine and the unit of work."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.orm import Session
+
+BUSY_SECONDS = 15
+
+
+class Database:
+    """A pool of connections. Every piece of work is one `read()` or one `write()`, short and free of other I/O."""
+
+    def __init__(self, url: str) -> None:
+        """Opens SQLite or PostgreSQL; the folder of a SQLite file is made if it is missing."""
+        address = make_url(url)
+        self.is_sqlite = address.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            if address.database in (None, "", ":memory:"):
+                raise ValueError("an in-memory database cannot be shared between processes: name a file")
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+            self.engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
+            _prepare_sqlite(self.engine)
+        else:
+            self.engine = create_engine(address, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        self._readers = self.engine.execution_options(read_only=True)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that is committed at the end, or rolled back when an exception leaves the block."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that is never committed and takes no write lock."""
+        with Session(self._readers, expire_on_commit=False) as session:
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        # The driver would begin transactions late and deferred: two writers would then both read and one fail.
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS}000")
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # Of two that switch a new file at once, SQLite fails one at once, whatever the busy timeout.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return

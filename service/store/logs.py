@@ -1,0 +1,40 @@
+"""The log of an attempt: appended by its owner, followed by whoever looks, bounded."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from service.store.models import AttemptRow, LogChunkRow
+
+CHUNK = 32_768
+
+
+class LogRepository:
+    """All SQL on log chunks. Nothing here commits."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def append(self, attempt_id: int, texts: Iterable[tuple[str, str]], max_chars: int) -> None:
+        """Adds (role, text) pairs. Past `max_chars` the first half stays and of the rest only the end is kept.
+
+        To be called in the transaction of a heartbeat that succeeded: that is what makes it the owner's.
+        """
+        attempt = self._session.get_one(AttemptRow, attempt_id)
+        for role, text in texts:
+            for start in range(0, len(text), CHUNK):
+                piece = text[start : start + CHUNK]
+                self._session.add(LogChunkRow(attempt_id=attempt_id, role=role, position=attempt.log_chars, text=piece))
+                attempt.log_chars += len(piece)
+        self._session.flush()
+        if attempt.log_chars > max_chars:
+            kept = max_chars // 2
+            middle = (LogChunkRow.position >= kept, LogChunkRow.position < attempt.log_chars - kept)
+            self._session.execute(delete(LogChunkRow).where(LogChunkRow.attempt_id == attempt_id, *middle))
+
+    def after(self, comparison_id: int, after: int = 0, limit: int = 200) -> list[LogChunkRow]:
+        """At most `limit` chunks of all attempts of a comparison with ids above `after`, oldest first."""
+        attempts = select(AttemptRow.id).where(AttemptRow.comparison_id == comparison_id)
+        query = select(LogChunkRow).where(LogChunkRow.attempt_id.in_(attempts), LogChunkRow.id > after)
+        return list(self._session.scalars(query.order_by(LogChunkRow.id).limit(limit)))

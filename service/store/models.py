@@ -1,0 +1,191 @@
+"""The tables. Every instant is UTC; every enumeration is stored as its value."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Boolean, ForeignKey, Index, MetaData, String, UniqueConstraint, false, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from service.store.types import BigId, CleanText, ExactFloat, Json, UtcDateTime
+
+
+class Status(StrEnum):
+    """Where a comparison is on its way. What came out of it is its verdict."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class AttemptState(StrEnum):
+    """What became of an attempt. Only a `running` one holds the lease, and only its token may write."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ComparisonRow(Base):
+    """A submitted comparison. While it is `running`, one attempt of it is too, and that one holds its lease."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (
+        Index("ix_comparisons_definition_status_id", "definition", "status", "id"),
+        Index("ix_comparisons_status_id", "status", "id"),
+        Index("ix_comparisons_verdict_id", "verdict", "id"),
+        Index("ix_comparisons_status_ring_after", "status", "ring_after"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(32), unique=True)
+    name: Mapped[str | None] = mapped_column(String(200))
+    definition: Mapped[str] = mapped_column(String(64))
+    document: Mapped[dict[str, Any]] = mapped_column(Json)
+    reference_mode: Mapped[str] = mapped_column(String(20))
+    candidate_mode: Mapped[str] = mapped_column(String(20))
+    status: Mapped[str] = mapped_column(String(10), default=Status.QUEUED)
+    verdict: Mapped[str | None] = mapped_column(String(12))
+    error: Mapped[str | None] = mapped_column(CleanText)
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    request_hash: Mapped[str | None] = mapped_column(String(64))
+    rerun_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparisons.id"), index=True)
+    rings: Mapped[int] = mapped_column(default=1)
+    ring_after: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    attempts: Mapped[list["AttemptRow"]] = relationship(back_populates="comparison", order_by="AttemptRow.number")
+    rerun_of: Mapped["ComparisonRow | None"] = relationship(remote_side=[id])
+
+
+class AttemptRow(Base):
+    """One try at a comparison. The token is the fence: a write with one that no longer runs changes no row."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("comparison_id", "number"),
+        # Whatever goes wrong in the code above, two attempts never hold one comparison.
+        Index(
+            "uq_attempts_running",
+            "comparison_id",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+        Index("ix_attempts_state_lease_expires_at", "state", "lease_expires_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    comparison_id: Mapped[int] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    worker: Mapped[str] = mapped_column(String(200))
+    token: Mapped[str] = mapped_column(String(32), unique=True)
+    state: Mapped[str] = mapped_column(String(10), default=AttemptState.RUNNING)
+    phase: Mapped[str | None] = mapped_column(String(20))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    lease_expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    verdict: Mapped[str | None] = mapped_column(String(12))
+    error: Mapped[str | None] = mapped_column(CleanText)
+    log_chars: Mapped[int] = mapped_column(BigId, default=0, server_default="0")
+
+    comparison: Mapped[ComparisonRow] = relationship(back_populates="attempts")
+    arms: Mapped[list["ArmRow"]] = relationship(order_by="ArmRow.role.desc()")
+    gates: Mapped[list["GateRow"]] = relationship(order_by="GateRow.position")
+    findings: Mapped[list["FindingRow"]] = relationship(order_by="FindingRow.position")
+    artifacts: Mapped[list["ArtifactRow"]] = relationship(order_by="ArtifactRow.name")
+
+
+def _attempt_key() -> Mapped[int]:
+    return mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+
+
+class ArmRow(Base):
+    """One arm of an attempt: progress while it runs, start, end, error and series when it is recorded."""
+
+    __tablename__ = "arms"
+    __table_args__ = (UniqueConstraint("attempt_id", "role"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    attempt_id: Mapped[int] = _attempt_key()
+    role: Mapped[str] = mapped_column(String(10))
+    step: Mapped[int] = mapped_column(default=0, server_default="0")
+    num_steps: Mapped[int | None]
+    start: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    end: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # One list over the steps per metric. The per-sample norms are apart: they are many, and pages do without.
+    series: Mapped[dict[str, list[Any]] | None] = mapped_column(Json, deferred=True)
+    grad_norms: Mapped[list[Any] | None] = mapped_column(Json, deferred=True)
+
+
+class GateRow(Base):
+    __tablename__ = "gates"
+    __table_args__ = (UniqueConstraint("attempt_id", "position"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    attempt_id: Mapped[int] = _attempt_key()
+    position: Mapped[int]
+    metric: Mapped[str] = mapped_column(String(100))
+    passed: Mapped[bool]
+    observed: Mapped[float | None] = mapped_column(ExactFloat)
+    limit: Mapped[float] = mapped_column(ExactFloat)
+    first_step: Mapped[int | None]
+    detail: Mapped[str] = mapped_column(CleanText, default="")
+
+
+class FindingRow(Base):
+    __tablename__ = "findings"
+    __table_args__ = (UniqueConstraint("attempt_id", "position"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    attempt_id: Mapped[int] = _attempt_key()
+    position: Mapped[int]
+    metric: Mapped[str] = mapped_column(String(100))
+    step: Mapped[int | None]
+    parameter: Mapped[str | None] = mapped_column(CleanText)
+    rank: Mapped[int | None]
+    message: Mapped[str] = mapped_column(CleanText)
+
+
+class ArtifactRow(Base):
+    """A file kept outside the database. `uri` is relative to the artifact folder, so the folder can move."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("attempt_id", "name"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    attempt_id: Mapped[int] = _attempt_key()
+    name: Mapped[str] = mapped_column(String(200))
+    media_type: Mapped[str] = mapped_column(String(100))
+    uri: Mapped[str] = mapped_column(CleanText)
+    size: Mapped[int] = mapped_column(BigId)
+
+
+class LogChunkRow(Base):
+    """A piece of an attempt's log. `position` counts the characters before it: a gap is what was dropped."""
+
+    __tablename__ = "log_chunks"
+    __table_args__ = (Index("ix_log_chunks_attempt_id_position", "attempt_id", "position"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    attempt_id: Mapped[int] = _attempt_key()
+    role: Mapped[str] = mapped_column(String(10))
+    position: Mapped[int] = mapped_column(BigId)
+    text: Mapped[str] = mapped_column(CleanText)

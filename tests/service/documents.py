@@ -1,0 +1,81 @@
+"""Comparisons and results for tests."""
+
+from service.contract import (
+    Arm,
+    ArmEnd,
+    ArmRecord,
+    ArmStart,
+    Comparison,
+    Device,
+    Finding,
+    Gate,
+    Kernels,
+    Mode,
+    ModelSpec,
+    StepRecord,
+    Verdict,
+    Workload,
+)
+from service.store import ArmResult, Artifact, AttemptResult
+
+NAN, INF = float("nan"), float("inf")
+
+
+def tiny(
+    name: str | None = None,
+    reference: Mode = Mode.GHOST,
+    candidate: Mode = Mode.GHOST_FSDP,
+    seed: int = 42,
+    num_samples: int = 8,
+) -> Comparison:
+    """A comparison that trains within seconds on one core."""
+    model = ModelSpec(hidden_size=8, num_heads=2, num_layers=1, vocab_size=50, max_length=8)
+    workload = Workload(model=model, seq_len=4, num_samples=num_samples, batch_size=4, seed=seed)
+    return Comparison(
+        name=name,
+        workload=workload,
+        reference=Arm(mode=reference, device=Device.CPU, kernels=Kernels.TORCH),
+        candidate=Arm(mode=candidate, device=Device.CPU, kernels=Kernels.TORCH),
+    )
+
+
+def start(num_steps: int = 2) -> ArmStart:
+    return ArmStart(
+        num_parameters=7,
+        num_steps=num_steps,
+        world_size=1,
+        device="cpu",
+        versions={"torch": "2.13.0", "opacus": "1.6.0"},
+    )
+
+
+def step(number: int, loss: float = 1.5) -> StepRecord:
+    return StepRecord(
+        step=number,
+        loss=loss,
+        batch_size=4,
+        grad_norms=[0.5, NAN, INF, 2.0],
+        clipped_grad_norm=-INF,
+        parameter_norm=3.25,
+        step_time=0.01,
+        peak_memory=2**40,
+    )
+
+
+def result(verdict: Verdict = Verdict.FAILED) -> AttemptResult:
+    """A result with every kind of row and every kind of number."""
+    record = ArmRecord(
+        start=start(), steps=[step(1), step(2, NAN)], end=ArmEnd(num_steps=2, epsilon=INF, delta=1e-5, duration=0.1)
+    )
+    return AttemptResult(
+        verdict=verdict,
+        gates=[
+            Gate(metric="loss", passed=False, observed=NAN, limit=1e-4, first_step=2, detail="loss is NaN"),
+            Gate(metric="parameter_norm", passed=True, observed=0.1 + 0.2, limit=1e-4),
+            Gate(metric="epsilon", passed=True, observed=INF, limit=0.0),
+            Gate(metric="grad_norms", passed=False, observed=None, limit=1e-3),
+        ],
+        findings=[Finding(metric="loss", step=2, parameter="head.weight", rank=1, message="loss is NaN\x00")],
+        arms={"reference": ArmResult(record), "candidate": ArmResult(ArmRecord())},
+        artifacts=[Artifact("loss.png", "image/png", "attempts/1/loss.png", 3)],
+    )

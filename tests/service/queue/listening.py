@@ -1,0 +1,26 @@
+"""A consumer of the bell that acknowledges at once, as a worker does."""
+
+from collections.abc import Callable
+
+from service.queue import QUEUE, make_celery
+from service.settings import Settings
+
+QUIET_SECONDS = 0.4
+
+
+def listen(settings: Settings, *, over: Callable[[], bool] = lambda: True) -> list[tuple[str, str]]:
+    """Takes (task, id) messages off the broker until it is quiet and `over`."""
+    heard = []
+    with make_celery(settings).connection_for_read() as connection:
+        queue = connection.SimpleQueue(QUEUE)
+        while True:
+            try:
+                message = queue.get(timeout=QUIET_SECONDS)
+            except queue.Empty:
+                if over():
+                    break
+                continue
+            message.ack()
+            heard.append((message.headers["task"], message.payload[0][0]))
+        queue.close()
+    return heard

@@ -1,0 +1,105 @@
+"""The sweeper takes back what expired and rings again for what waits, in time."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from service.queue import Bell, Sweeper, Swept, submit
+from service.settings import Settings
+from service.store import AttemptRepository, ComparisonRepository, Status, now
+from tests.service.documents import tiny
+from tests.service.queue.listening import listen
+from tests.waiting import until
+
+
+@pytest.fixture
+def settings(database_url, tmp_path) -> Settings:
+    return Settings(data_dir=tmp_path, database_url=database_url, ring_seconds=10, sweep_seconds=0.05)
+
+
+@pytest.fixture
+def bell(settings):
+    opened = Bell(settings)
+    yield opened
+    opened.close()
+
+
+def rings(settings) -> list[str]:
+    return [public_id for _, public_id in listen(settings)]
+
+
+def claim(database, public_id, lease):
+    with database.write() as session:
+        return AttemptRepository(session).claim(public_id, "w", now(session), lease)
+
+
+def row(database, public_id):
+    with database.read() as session:
+        return ComparisonRepository(session).get(public_id)
+
+
+def make_due(database, public_id) -> None:
+    with database.write() as session:
+        ComparisonRepository(session).get(public_id).ring_after = now(session) - timedelta(seconds=1)
+
+
+def test_a_lost_ring_is_rung_again_once_it_is_due(database, bell, settings) -> None:
+    public_id = submit(database, bell, settings, tiny()).row.public_id
+    assert rings(settings) == [public_id]
+    sweeper = Sweeper(database, bell, settings)
+    assert sweeper.sweep() == Swept(0, 0)
+    make_due(database, public_id)
+    assert sweeper.sweep() == Swept(0, 1)
+    assert sweeper.sweep() == Swept(0, 0)
+    assert rings(settings) == [public_id]
+
+
+def test_an_expired_attempt_is_queued_and_rung_for_in_one_sweep(database, bell, settings) -> None:
+    public_id = submit(database, bell, settings, tiny()).row.public_id
+    rings(settings)
+    claim(database, public_id, timedelta(seconds=-1))
+    assert Sweeper(database, bell, settings).sweep() == Swept(1, 1)
+    assert row(database, public_id).status == Status.QUEUED
+    assert rings(settings) == [public_id]
+
+
+def test_an_attempt_that_lives_is_left_alone(database, bell, settings) -> None:
+    public_id = submit(database, bell, settings, tiny()).row.public_id
+    claim(database, public_id, timedelta(seconds=60))
+    assert Sweeper(database, bell, settings).sweep() == Swept(0, 0)
+    assert row(database, public_id).status == Status.RUNNING
+
+
+def test_many_sweepers_at_once_take_back_once(database, bell, settings) -> None:
+    public_id = submit(database, bell, settings, tiny()).row.public_id
+    claim(database, public_id, timedelta(seconds=-1))
+    barrier, swept = threading.Barrier(4), []
+
+    def sweep() -> None:
+        barrier.wait()
+        swept.append(Sweeper(database, bell, settings).sweep())
+
+    threads = [threading.Thread(target=sweep) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (sum(one.taken_back for one in swept), sum(one.rung for one in swept)) == (1, 1)
+
+
+def test_it_sweeps_until_it_is_told_to_stop_and_survives_a_failing_sweep(database, bell, settings, caplog) -> None:
+    public_id = submit(database, bell, settings, tiny()).row.public_id
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE attempts RENAME TO hidden")
+    stop = threading.Event()
+    thread = threading.Thread(target=Sweeper(database, bell, settings).run, args=(stop,))
+    thread.start()
+    until(lambda: "the sweep failed" in caplog.text)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO attempts")
+    claim(database, public_id, timedelta(seconds=-1))
+    until(lambda: row(database, public_id).status == Status.QUEUED)
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -1,0 +1,94 @@
+"""The Celery worker as a program: over Redis and PostgreSQL, killed, and told to go."""
+
+import signal
+import time
+
+import pytest
+
+from service.contract import Mode
+from service.queue import Bell, Sweeper, submit
+from service.settings import Settings
+from service.store import ComparisonRepository, Database
+from tests.processes import alive, running
+from tests.service.documents import tiny
+from tests.waiting import until
+
+READY = "ready."
+
+
+@pytest.fixture
+def bell(settings):
+    opened = Bell(settings)
+    yield opened
+    opened.close()
+
+
+def row(database: Database, public_id: str):
+    with database.read() as session:
+        return ComparisonRepository(session).get(public_id)
+
+
+def training(database: Database, public_id: str) -> bool:
+    return any(arm.step for attempt in row(database, public_id).attempts[-1:] for arm in attempt.arms)
+
+
+class TestRedisAndPostgres:
+    """A worker that dies without a word, and the one after it."""
+
+    @pytest.fixture
+    def backend(self) -> str:
+        return "postgresql"
+
+    @pytest.fixture
+    def settings(self, database_url, redis_url, tmp_path) -> Settings:
+        return Settings(
+            data_dir=tmp_path,
+            database_url=database_url,
+            broker_url=redis_url,
+            lease_seconds=3,
+            heartbeat_seconds=0.2,
+            ring_seconds=1,
+        )
+
+    def test_after_kill_9_another_worker_finishes(self, database, bell, settings, tmp_path) -> None:
+        comparison = tiny(reference=Mode.GHOST, candidate=Mode.GHOST, num_samples=200)
+        with running(["worker"], settings, tmp_path / "first.log") as first:
+            first.says(READY)
+            public_id = submit(database, bell, settings, comparison).row.public_id
+            until(lambda: training(database, public_id), 60)
+            family = first.family()
+            first.end(signal.SIGKILL)
+        for orphan in alive(family):
+            orphan.kill()
+        assert row(database, public_id).status == "running"
+        sweeper = Sweeper(database, bell, settings)
+        with running(["worker"], settings, tmp_path / "second.log") as second:
+            second.says(READY)
+            until(lambda: sweeper.sweep().taken_back, 20)
+            until(lambda: row(database, public_id).status == "finished", 90)
+            assert second.end() == 0
+        done = row(database, public_id)
+        assert done.verdict == "passed", done.error
+        assert [attempt.state for attempt in done.attempts] == ["expired", "finished"]
+        assert [attempt.gates == [] for attempt in done.attempts] == [True, False]
+
+
+class TestEmbedded:
+    """A worker that is told to go in the middle of its work."""
+
+    @pytest.fixture
+    def backend(self) -> str:
+        return "sqlite"
+
+    def test_on_sigterm_it_gives_back_what_it_had_and_goes(self, database, bell, settings, tmp_path) -> None:
+        public_id = submit(database, bell, settings, tiny(num_samples=400_000)).row.public_id
+        with running(["worker"], settings, tmp_path / "worker.log") as worker:
+            until(lambda: training(database, public_id), 60)
+            family = worker.family()
+            assert len(family) >= 3
+            told = time.monotonic()
+            assert worker.end() == 0
+            assert time.monotonic() - told < 12
+        assert alive(family) == []
+        given_back = row(database, public_id)
+        assert (given_back.status, [attempt.state for attempt in given_back.attempts]) == ("queued", ["released"])

@@ -1,0 +1,122 @@
+"""Conducts what the bell rang for: claim, keep the lease, run, and record with the fencing token."""
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+from service.artifacts import ArtifactFolder
+from service.contract import Verdict
+from service.settings import Settings
+from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
+from worker.conductor.lease import Lease, Reason
+from worker.conductor.run import Outcome, Stopped, run_comparison
+from worker.launch import Launcher
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+class Conductor:
+    """Conducts comparisons, one in each thread that calls `conduct`."""
+
+    def __init__(self, database: Database, artifacts: ArtifactFolder, settings: Settings, launcher: Launcher) -> None:
+        self._database, self._artifacts, self._settings, self._launcher = database, artifacts, settings, launcher
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._lock = threading.Lock()
+        self._leases: set[Lease] = set()
+        self._leaving = False
+
+    def conduct(self, public_id: str) -> Verdict | None:
+        """Runs a comparison if it is queued. Its verdict; nothing when there was nothing to do or it was given up.
+
+        Whatever goes wrong ends as a verdict in the store, or as a lease that expires: never as a stuck row.
+        """
+        if self._leaving:
+            return None
+        claim = self._claim(public_id)
+        if claim is None:
+            log.info("%s: nothing to do", public_id)
+            return None
+        log.info("%s: attempt %d", public_id, claim.number)
+        with Lease(self._database, claim, self._settings) as lease:
+            self._add(lease)
+            try:
+                verdict = self._hold(claim, lease)
+            finally:
+                with self._lock:
+                    self._leases.discard(lease)
+        log.info("%s: %s", public_id, verdict or lease.reason)
+        return verdict
+
+    def shut_down(self) -> None:
+        """Makes every running comparison end its arms and go back to the queue; later ones are not begun."""
+        with self._lock:
+            self._leaving = True
+            for lease in self._leases:
+                lease.end(Reason.SHUTDOWN)
+
+    def _add(self, lease: Lease) -> None:
+        with self._lock:
+            self._leases.add(lease)
+            if self._leaving:
+                lease.end(Reason.SHUTDOWN)
+
+    def _claim(self, public_id: str) -> Claim | None:
+        with self._database.write() as session:
+            moment, attempts = now(session), AttemptRepository(session)
+            return attempts.claim(public_id, self._worker, moment, timedelta(seconds=self._settings.lease_seconds))
+
+    def _hold(self, claim: Claim, lease: Lease) -> Verdict | None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="clipwatch-", ignore_cleanup_errors=True) as folder:
+                outcome = run_comparison(
+                    claim.comparison, Path(folder), launcher=self._launcher, observer=lease, stop=lease.stop
+                )
+                result = self._result(claim, outcome)
+        except Stopped:
+            if lease.reason is Reason.SHUTDOWN:
+                lease.finish(lambda session, attempts: attempts.release(claim.token, now(session)))
+                return None
+            result = AttemptResult(Verdict.CANCELLED)
+        except Exception as error:
+            log.exception("%s: the conductor failed", claim.public_id)
+            result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
+        return self._record(claim, lease, result)
+
+    def _record(self, claim: Claim, lease: Lease, result: AttemptResult) -> Verdict | None:
+        def write(result: AttemptResult) -> bool:
+            return lease.finish(lambda session, attempts: attempts.record(claim.token, result, now(session)))
+
+        try:
+            return result.verdict if write(result) else None
+        except Exception as error:
+            log.exception("%s: the result cannot be stored", claim.public_id)
+            failure = AttemptResult(Verdict.ERROR, one_line(f"the result cannot be stored: {error}"))
+            return failure.verdict if write(failure) else None
+
+    def _result(self, claim: Claim, outcome: Outcome) -> AttemptResult:
+        error = one_line(outcome.error.message) if outcome.error else None
+        try:
+            artifacts = [self._store(claim, path) for path in outcome.plots]
+        except Exception as fault:
+            # The verdict rests on numbers, not on pictures of them.
+            log.exception("%s: the plots cannot be stored", claim.public_id)
+            artifacts, error = [], error or one_line(f"the plots cannot be stored: {fault}")
+        return AttemptResult(
+            verdict=outcome.verdict,
+            error=error,
+            gates=outcome.judgement.gates if outcome.judgement else [],
+            findings=outcome.judgement.findings if outcome.judgement else [],
+            arms={role: ArmResult(arm.record, arm.error) for role, arm in outcome.arms.items()},
+            artifacts=artifacts,
+        )
+
+    def _store(self, claim: Claim, path: Path) -> Artifact:
+        uri = f"attempts/{claim.attempt_id}/{path.name}"
+        size = self._artifacts.put(path, uri)
+        return Artifact(path.name, MEDIA_TYPES.get(path.suffix, "application/octet-stream"), uri, size)

@@ -1,0 +1,137 @@
+"""Keeps the lease of one attempt while the conducting thread is busy, and carries what it sees to the store."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from enum import Enum
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from service.contract import ArmStart, StepRecord
+from service.settings import Settings
+from service.store import ArmProgress, AttemptRepository, Claim, Database, LogRepository, Progress, now
+
+log = logging.getLogger(__name__)
+
+
+class Reason(Enum):
+    """Why the arms are told to stop."""
+
+    CANCELLED = "cancelled"
+    LOST = "lease lost"
+    SHUTDOWN = "the worker shuts down"
+
+
+class Lease:
+    """Renews the lease from a thread of its own, so that no slow arm, judge or plot loses it.
+
+    It is the `Observer` of the comparison: what it is told goes to the store with the next heartbeat. `stop` is
+    set, with a `reason`, when the arms must end.
+    """
+
+    def __init__(self, database: Database, claim: Claim, settings: Settings) -> None:
+        self.stop = threading.Event()
+        self.reason: Reason | None = None
+        self._database, self._claim, self._settings = database, claim, settings
+        self._duration = timedelta(seconds=settings.lease_seconds)
+        self._renewed = time.monotonic()
+        self._lock = threading.Lock()
+        self._progress = Progress()
+        self._pending: list[tuple[str, str]] = []
+        self._room = settings.max_log_chars
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{claim.attempt_id}", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    @property
+    def lost(self) -> bool:
+        return self.reason is Reason.LOST
+
+    def end(self, reason: Reason) -> None:
+        """Tells the arms to stop. The first reason stands, but a lost lease outweighs every other."""
+        if self.reason is None or reason is Reason.LOST:
+            self.reason = reason
+        self.stop.set()
+
+    def phase(self, phase: str) -> None:
+        with self._lock:
+            self._progress.phase = phase
+
+    def started(self, role: str, start: ArmStart) -> None:
+        with self._lock:
+            self._progress.arms.setdefault(role, ArmProgress()).start = start
+
+    def step(self, role: str, step: StepRecord) -> None:
+        with self._lock:
+            self._progress.arms.setdefault(role, ArmProgress()).step = step.step
+
+    def log(self, role: str, text: str) -> None:
+        """Keeps the text for the next heartbeat; of more than the store would keep, the rest is dropped."""
+        with self._lock:
+            kept = text[: max(0, self._room)]
+            self._room -= len(text)
+            if kept:
+                self._pending.append((role, kept))
+            if self._room < 0 <= self._room + len(text):
+                self._pending.append((role, "\n[… more than can be kept …]\n"))
+
+    def finish(self, write: Callable[[Session, AttemptRepository], bool]) -> bool:
+        """Sends what is left and does the last write, in one transaction. False if the lease is lost.
+
+        While the database cannot be reached this waits for it, as long as the lease may still be ours.
+        """
+        while not self.lost:
+            try:
+                return self._transact(write)
+            except (OperationalError, InterfaceError) as error:
+                log.warning("attempt %d: cannot record yet: %s", self._claim.attempt_id, error.orig)
+                self._closed.wait(self._settings.heartbeat_seconds)
+        return False
+
+    def _keep(self) -> None:
+        while not self._closed.wait(self._settings.heartbeat_seconds):
+            try:
+                kept = self._transact(lambda _session, _attempts: True)
+            except Exception as error:
+                log.warning("attempt %d: no heartbeat: %s", self._claim.attempt_id, error)
+                kept = time.monotonic() - self._renewed < self._settings.lease_seconds
+            if not kept:
+                self.end(Reason.LOST)
+                return
+
+    def _transact(self, write: Callable[[Session, AttemptRepository], bool]) -> bool:
+        """One heartbeat and `write` in one transaction; false if the lease is lost."""
+        with self._lock:
+            progress = Progress(
+                self._progress.phase, {r: ArmProgress(**vars(a)) for r, a in self._progress.arms.items()}
+            )
+            texts, self._pending = self._pending, []
+            self._room = self._settings.max_log_chars
+        begun = time.monotonic()
+        try:
+            with self._database.write() as session:
+                attempts = AttemptRepository(session)
+                cancel = attempts.heartbeat(self._claim.token, now(session), self._duration, progress)
+                if cancel is None:
+                    return False
+                LogRepository(session).append(self._claim.attempt_id, texts, self._settings.max_log_chars)
+                written = write(session, attempts)
+        except Exception:
+            with self._lock:
+                self._pending = texts + self._pending
+                self._room -= sum(len(text) for _, text in texts)
+            raise
+        self._renewed = begun
+        if cancel:
+            self.end(Reason.CANCELLED)
+        return written
