@@ -1,0 +1,27 @@
+# The service alone: API, beat, migrations. No torch. Build from the top folder:
+#   docker build -f docker/api.Dockerfile -t clipwatch-api .
+ARG BASE=python:3.12-slim-bookworm
+FROM ${BASE}
+
+ENV PATH=/opt/clipwatch/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    CLIPWATCH_HOST=0.0.0.0 \
+    CLIPWATCH_PORT=8000 \
+    CLIPWATCH_DATA_DIR=/var/lib/clipwatch
+
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin clipwatch \
+    && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts
+
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY service service
+COPY worker worker
+COPY migrations migrations
+RUN python3 -m venv /opt/clipwatch \
+    && pip install --no-cache-dir -c constraints.txt .
+
+WORKDIR /var/lib/clipwatch
+USER 10001:10001
+VOLUME ["/var/lib/clipwatch"]
+EXPOSE 8000
+CMD ["clipwatch", "api"]

@@ -1,0 +1,162 @@
+"""Dockerfiles, the compose file and the Kubernetes manifests: what can be checked without running them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click import Context
+
+from service.cli import cli
+from service.settings import Settings
+
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with yamllint, a development dependency")
+
+TOP = Path(__file__).parents[1]
+DOCKERFILES = sorted((TOP / "docker").glob("*.Dockerfile"))
+COMPOSE = yaml.safe_load((TOP / "docker/compose.yaml").read_text())
+BASE = sorted(path for path in (TOP / "k8s/base").glob("*.yaml") if path.name != "kustomization.yaml")
+OVERLAYS = ["cpu-demo", "gpu"]
+KUBERNETES = ["1.31", "1.34"]
+OURS = re.compile(r"^clipwatch-(api|worker)(:|$)")
+COMMANDS = cli.list_commands(Context(cli))
+VARIABLES = {f"CLIPWATCH_{name.upper()}" for name in Settings.model_fields}
+
+
+def tool(name: str) -> str:
+    """A command of the environment that runs the tests, or of the machine."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    return found or pytest.skip(f"{name} is not installed")
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    folder = str(TOP / "k8s/overlays" / overlay)
+    command = (
+        [tool("kubectl"), "kustomize", folder] if shutil.which("kubectl") else [tool("kustomize"), "build", folder]
+    )
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return list(yaml.safe_load_all(output))
+
+
+def base_documents() -> list[dict[str, Any]]:
+    return [document for path in BASE for document in yaml.safe_load_all(path.read_text())]
+
+
+def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every (pod, container) of the documents."""
+    for document in documents:
+        if document["kind"] in ("Deployment", "Job"):
+            pod = document["spec"]["template"]["spec"]
+            yield from ((pod, container) for container in pod["containers"])
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_have_no_lint(path: Path) -> None:
+    result = subprocess.run([tool("hadolint"), str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_run_what_exists_as_nobody_special(path: Path) -> None:
+    text = path.read_text()
+    assert not text.startswith("# syntax"), "needs an image registry"
+    assert re.search(r"^ARG BASE=\S+\nFROM \$\{BASE\}$", text, re.M)
+    assert re.findall(r"^USER (\S+)", text, re.M)[-1] == "10001:10001"
+    (command,) = re.findall(r'^CMD \["clipwatch", "(\w+)"\]', text, re.M)
+    assert command in COMMANDS
+    assert set(re.findall(r"\b(CLIPWATCH_\w+)=", text)) <= VARIABLES
+    ignored = (path.parent / f"{path.name}.dockerignore").read_text()
+    sent = {line.removeprefix("!") for line in ignored.splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()}
+    assert copied == sent
+    assert all((TOP / name).exists() for name in copied)
+
+
+def test_yaml_has_no_lint() -> None:
+    command = [tool("yamllint"), "--strict", "docker", "k8s"]
+    result = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_compose_services_wait_run_and_are_set_up_right() -> None:
+    services = COMPOSE["services"]
+    for name in ("migrate", "api", "beat", "worker-cpu", "worker-gpu"):
+        service = services[name]
+        assert service["command"][0] == "clipwatch"
+        assert service["command"][1] in COMMANDS
+        assert set(service["environment"]) <= VARIABLES
+        assert {"CLIPWATCH_DATABASE_URL", "CLIPWATCH_BROKER_URL"} <= set(service["environment"])
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+    for service in services.values():
+        for other, how in service.get("depends_on", {}).items():
+            assert how["condition"] != "service_healthy" or "healthcheck" in services[other]
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[0] in COMPOSE["volumes"]
+        if "build" in service:
+            assert (TOP / service["build"]["dockerfile"]).exists()
+    assert services["worker-cpu"]["profiles"] == ["cpu"]
+    assert services["worker-gpu"]["profiles"] == ["gpu"]
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_base_documents_fit_the_schemas(version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="a development dependency")
+    for document in base_documents():
+        validator.validate(document, version, strict=True)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_render_and_fit_the_schemas(overlay: str, version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="a development dependency")
+    documents = rendered(overlay)
+    for document in documents:
+        validator.validate(document, version, strict=True)
+    check_containers(documents)
+
+
+def test_the_gpu_overlay_asks_for_gpus_and_the_demo_does_not() -> None:
+    asked = {
+        overlay: [
+            [container["resources"][kind].get("nvidia.com/gpu") for kind in ("requests", "limits")]
+            for _, container in pods(rendered(overlay))
+            if container["name"] == "worker"
+        ]
+        for overlay in OVERLAYS
+    }
+    assert asked == {"cpu-demo": [[None, None]], "gpu": [[2, 2]]}
+
+
+def test_base_containers_are_hardened_and_set_up_right() -> None:
+    check_containers(base_documents())
+
+
+def check_containers(documents: list[dict[str, Any]]) -> None:
+    maps = {document["metadata"]["name"]: document for document in documents if document["kind"] == "ConfigMap"}
+    names = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    assert set(maps["clipwatch"]["data"]) <= VARIABLES
+    commands = set()
+    for pod, container in pods(documents):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert not pod["automountServiceAccountToken"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert set(container["resources"]["requests"]) >= {"cpu", "memory"}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        for volume in pod["volumes"]:
+            if "persistentVolumeClaim" in volume:
+                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names
+        if OURS.match(container["image"]):
+            program, command = container["args"]
+            assert program == "clipwatch"
+            assert command in COMMANDS
+            commands.add(command)
+            assert [source["configMapRef"]["name"] for source in container["envFrom"][:1]] == ["clipwatch"]
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert commands == {"api", "beat", "migrate", "worker"}
