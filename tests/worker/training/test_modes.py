@@ -50,7 +50,8 @@ def recorded(tmp_path_factory, world):
                 records[key] = reader.record
             else:
                 outcome = run(tiny(**changes), arm, folder)
-                assert outcome.error is None, outcome.error
+                log = (folder / "log.txt").read_text(errors="replace")
+                assert outcome.error is None, f"{outcome.error.message}\n{log[-3000:]}"
                 records[key] = outcome.record
         return records[key]
 
