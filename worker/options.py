@@ -145,5 +145,6 @@ def _checked(make: Callable[[], T]) -> T:
         return make()
     except ValidationError as fault:
         first = fault.errors()[0]
-        where = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][-1:])
+        names = ["tolerance" if part == "loss" else str(part).replace("_", "-") for part in first["loc"][-1:]]
+        where = "".join(f"--{name}: " for name in names)
         raise click.UsageError(where + first["msg"].removeprefix("Value error, ")) from fault

@@ -7,11 +7,12 @@ encodes non-finite floats as the strings "NaN", "Infinity" and "-Infinity", and 
 from service.contract.arm import Arm, Device, Dtype, Kernels, Mode
 from service.contract.base import plain
 from service.contract.comparison import Comparison, Tolerances
-from service.contract.record import ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
+from service.contract.record import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from service.contract.verdict import Finding, Gate, Judgement, Verdict
 from service.contract.workload import Head, LossReduction, ModelSpec, OptimizerName, Workload
 
 __all__ = [
+    "RECORD_FILE",
     "Arm",
     "ArmEnd",
     "ArmError",

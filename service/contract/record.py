@@ -14,6 +14,8 @@ from service.contract.base import Document
 from service.contract.verdict import Verdict
 from service.contract.workload import Workload
 
+RECORD_FILE = "record.jsonl"
+
 
 class ArmSpec(Document):
     """What `python -m worker.training` is given. The arm is resolved: no `auto` and no missing world size."""

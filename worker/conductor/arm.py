@@ -9,7 +9,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from service.contract import ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
+from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from worker.launch import Launcher
 from worker.launch.protocol import LOG
 
@@ -98,7 +98,7 @@ def run_arm(
         Stopped: `stop` was set.
     """
     running = launcher.start(spec, folder)
-    log, reader = Tail(folder / LOG), RecordReader(folder / "record.jsonl")
+    log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
     try:
         status = None
         while status is None:

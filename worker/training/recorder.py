@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from service.contract import ArmEnd, ArmError, ArmSpec, ArmStart, StepRecord
+from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmSpec, ArmStart, StepRecord
 from worker.training.trainee import StepOutcome, Trainee
 from worker.training.world import World
-
-RECORD = "record.jsonl"
 
 
 class Progress:
@@ -27,7 +25,7 @@ class Recorder:
 
     def __init__(self, folder: Path, spec: ArmSpec, world: World):
         self.spec, self.world = spec, world
-        self._file = (folder / RECORD).open("w", encoding="utf-8") if world.rank == 0 else None
+        self._file = (folder / RECORD_FILE).open("w", encoding="utf-8") if world.rank == 0 else None
 
     def start(self, trainee: Trainee) -> None:
         device = self.world.device

@@ -2,27 +2,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from service.contract import Arm, ArmSpec, Device, Kernels, Mode
+from tests.waiting import until
 from tests.worker.launching import launcher_with_fault
 from tests.worker.workloads import cpu_arm, tiny
 from worker.launch import LaunchError, LocalLauncher
 
 DEADLINE = 60
-
-
-def wait_for(condition):
-    """Poll until `condition()` holds; its value."""
-    end = time.monotonic() + DEADLINE
-    while not (value := condition()):
-        assert time.monotonic() < end, "the condition did not come true"
-        time.sleep(0.05)
-    return value
 
 
 def visible(gpus: str) -> LocalLauncher:
@@ -57,9 +48,9 @@ def test_an_arm_sees_no_setting_and_no_secret(tmp_path):
     secret = {"CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d", "GITHUB_TOKEN": "t", "AWS_SECRET_ACCESS_KEY": "k"}
     launcher = LocalLauncher({**os.environ, **secret}, program=(sys.executable, "-c", show))
     running = launcher.start(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)), tmp_path)
-    wait_for(lambda: running.poll() is not None)
+    until(lambda: running.poll() is not None, DEADLINE)
     names = (tmp_path / "env").read_text().split()
-    assert "PATH" in names
+    assert {"PATH", "OPENBLAS_NUM_THREADS"} <= set(names)
     assert not set(secret) & set(names)
     assert not [name for name in names if name.startswith(("CLIPWATCH", "AWS", "GITHUB"))]
 
@@ -75,7 +66,7 @@ def test_stop_ends_every_rank(tmp_path):
         ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH_FSDP, 2)), tmp_path
     )
     record = tmp_path / "record.jsonl"
-    wait_for(lambda: record.exists() and record.read_text().count("\n") == 2)
+    until(lambda: record.exists() and record.read_text().count("\n") == 2, DEADLINE)
     ranks = ranks_of(os.getpid())
     assert len(ranks) == 2
     running.stop()
@@ -88,6 +79,7 @@ STARTER = """
 import sys
 from pathlib import Path
 from service.contract import ArmSpec
+from tests.waiting import until
 from tests.worker.launching import launcher_with_fault
 folder = Path(sys.argv[1])
 spec = ArmSpec.model_validate_json((folder / "given.json").read_text())
@@ -101,9 +93,9 @@ def test_agent_and_ranks_die_with_the_worker_that_started_them(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     worker = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], env=environment)
     record = tmp_path / "record.jsonl"
-    wait_for(lambda: record.exists() and record.read_text().count("\n") == 2)
+    until(lambda: record.exists() and record.read_text().count("\n") == 2, DEADLINE)
     family = psutil.Process(worker.pid).children(recursive=True)
     assert len(family) == 2
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], DEADLINE)

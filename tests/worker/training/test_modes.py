@@ -8,11 +8,11 @@ import socket
 
 import pytest
 
-from service.contract import ArmSpec, Head, LossReduction, Mode
+from service.contract import RECORD_FILE, ArmSpec, Head, LossReduction, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
 from worker.conductor.arm import RecordReader
 from worker.training.loop import train
-from worker.training.recorder import RECORD, Progress
+from worker.training.recorder import Progress
 from worker.training.world import World
 
 # Relative, in float32 after three Adam steps on a tiny model.
@@ -45,7 +45,7 @@ def recorded(tmp_path_factory, world):
             arm = cpu_arm(mode, world_size, dtype=dtype)
             if world_size == 1:
                 train(ArmSpec(workload=tiny(**changes), arm=arm), folder, world, Progress())
-                reader = RecordReader(folder / RECORD)
+                reader = RecordReader(folder / RECORD_FILE)
                 assert list(reader.read())
                 records[key] = reader.record
             else:
