@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
 from tests.servers import postgres_server, redis_server
+from tests.waiting import until
 
 PORT = 8765
 SERVER = f"http://127.0.0.1:{PORT}"
@@ -54,15 +54,16 @@ def main() -> int:
 
 
 def wait_until_ready(up: "subprocess.Popen[bytes]") -> None:
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(f"{SERVER}/readyz", timeout=5):
-                return
-        except OSError:
-            if up.poll() is not None:
-                raise SystemExit("clipwatch up ended before it was ready") from None
-            time.sleep(0.2)
-    raise SystemExit("the service did not become ready")
+    until(lambda: up.poll() is not None or ready(), 60)
+    if up.poll() is not None:
+        raise SystemExit("clipwatch up ended before it was ready")
+
+
+def ready() -> bool:
+    try:
+        return bool(get("/readyz"))
+    except OSError:
+        return False
 
 
 def get(path: str) -> bytes:
