@@ -4,37 +4,89 @@ Every other room speaks it; this one imports none of them and does no I/O. JSON 
 encodes non-finite floats as the strings "NaN", "Infinity" and "-Infinity", and reads them back.
 """
 
-from service.contract.arm import Arm, Device, Dtype, Kernels, Mode
+from service.contract.adaptive import gradient_sigma, unclipped_num_std
+from service.contract.arm import Arm, Device, Dtype, Kernels, Mode, Provider
 from service.contract.base import plain
 from service.contract.comparison import Comparison, Tolerances
-from service.contract.record import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
-from service.contract.verdict import Finding, Gate, Judgement, Verdict
-from service.contract.workload import Head, LossReduction, ModelSpec, OptimizerName, Workload
+from service.contract.limits import DEFAULTS, DRIFT, FALSE_ALARM, FLIPPED, FLOOR, GRADIENT_ERROR, SKETCHED, Limits
+from service.contract.record import (
+    RECORD_FILE,
+    ArmEnd,
+    ArmError,
+    ArmRecord,
+    ArmSpec,
+    ArmStart,
+    ErrorKind,
+    ParameterRecord,
+    ParameterStart,
+    Sketch,
+    StepRecord,
+)
+from service.contract.slices import Shares, deal
+from service.contract.suite import Suite
+from service.contract.verdict import Finding, Gate, Judgement, Subject, Verdict
+from service.contract.workload import (
+    IMAGE_CHANNELS,
+    Clipping,
+    Family,
+    Head,
+    LossReduction,
+    LrSchedule,
+    ModelSpec,
+    OptimizerName,
+    Sampling,
+    Slices,
+    Workload,
+)
 
 __all__ = [
+    "DEFAULTS",
+    "DRIFT",
+    "FALSE_ALARM",
+    "FLIPPED",
+    "FLOOR",
+    "GRADIENT_ERROR",
+    "IMAGE_CHANNELS",
     "RECORD_FILE",
+    "SKETCHED",
     "Arm",
     "ArmEnd",
     "ArmError",
     "ArmRecord",
     "ArmSpec",
     "ArmStart",
+    "Clipping",
     "Comparison",
     "Device",
     "Dtype",
     "ErrorKind",
+    "Family",
     "Finding",
     "Gate",
     "Head",
     "Judgement",
     "Kernels",
+    "Limits",
     "LossReduction",
+    "LrSchedule",
     "Mode",
     "ModelSpec",
     "OptimizerName",
+    "ParameterRecord",
+    "ParameterStart",
+    "Provider",
+    "Sampling",
+    "Shares",
+    "Sketch",
+    "Slices",
     "StepRecord",
+    "Subject",
+    "Suite",
     "Tolerances",
     "Verdict",
     "Workload",
+    "deal",
+    "gradient_sigma",
     "plain",
+    "unclipped_num_std",
 ]

@@ -36,10 +36,17 @@ class Mode(StrEnum):
 
 
 class Dtype(StrEnum):
-    """`fp32`: float32 throughout, no tf32. `bf16`: float32 parameters under bfloat16 autocast."""
+    """What is computed in which precision; tf32 never.
+
+    `fp32`: float32 throughout. `bf16`: float32 parameters under bfloat16 autocast. `bf16_pure`: bfloat16
+    parameters. `bf16_mixed`: FSDP's mixed precision, float32 shards gathered as bfloat16 and gradients reduced in
+    float32; sharded modes only.
+    """
 
     FP32 = "fp32"
     BF16 = "bf16"
+    BF16_PURE = "bf16_pure"
+    BF16_MIXED = "bf16_mixed"
 
 
 class Device(StrEnum):
@@ -58,6 +65,14 @@ class Kernels(StrEnum):
     TORCH = "torch"
 
 
+class Provider(StrEnum):
+    """Whose flash modes run: the Opacus source's own, Clipwatch's, or the source's own where it has them."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    CLIPWATCH = "clipwatch"
+
+
 class Arm(Document):
     """Mode, ranks, dtype, device, kernels and Opacus source of one training run."""
 
@@ -69,11 +84,17 @@ class Arm(Document):
     device: Device = Device.AUTO
     kernels: Kernels = Kernels.AUTO
     opacus: str = Field(
-        "installed", pattern=r"^installed$", description="Opacus source; only the installed one for now"
+        "installed",
+        max_length=1_000,
+        pattern=r"^(installed|(version|commit|path):[^\x00-\x1f\x7f]+)$",
+        description="Opacus source: `installed`, `version:1.5.4`, `commit:<git ref of the mirror>`, `path:<folder>`",
     )
+    provider: Provider = Provider.AUTO
 
     @model_validator(mode="after")
-    def _oracle_is_one_process(self) -> "Arm":
+    def _parts_fit(self) -> "Arm":
         if self.mode is Mode.ORACLE and self.world_size not in (None, 1):
             raise ValueError("the oracle runs in one process: world_size must be 1")
+        if self.dtype is Dtype.BF16_MIXED and not self.mode.sharded:
+            raise ValueError("dtype bf16_mixed is FSDP's: it needs mode ghost_fsdp or flash_fsdp")
         return self

@@ -7,19 +7,26 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from service.contract.arm import Arm, Dtype, Mode
 from service.contract.base import Document
+from service.contract.limits import DEFAULTS, GRAD_NORM_FACTOR
 from service.contract.workload import Workload
-
-LOSS_TOLERANCE = {Dtype.FP32: 1e-4, Dtype.BF16: 1e-3}
-GRAD_NORM_FACTOR = 10.0
 
 
 class Tolerances(Document):
-    """Largest absolute difference allowed per metric. What is left out follows from `loss` and the dtypes."""
+    """Largest difference allowed per metric. What is left out follows from `loss` and the dtypes.
+
+    `loss`, `grad_norm`, `parameter_norm` and `epsilon` are absolute, the others relative to what is compared.
+    """
 
     loss: FiniteFloat | None = Field(None, ge=0, description="Default 1e-4 for fp32, 1e-3 if an arm is bf16")
     grad_norm: FiniteFloat | None = Field(None, ge=0, description="Default 10 × loss")
     parameter_norm: FiniteFloat | None = Field(None, ge=0, description="Default as loss")
     epsilon: FiniteFloat = Field(0.0, ge=0, description="Default 0: ε must be identical")
+    sample: FiniteFloat | None = Field(None, ge=0, description="Each sample's clip factor; default by dtype")
+    gradient: FiniteFloat | None = Field(None, ge=0, description="Each parameter's clipped gradient; default by dtype")
+    noise: FiniteFloat | None = Field(None, ge=0, description="Each parameter's noise; default by dtype")
+    update: FiniteFloat | None = Field(
+        None, ge=0, description="Each parameter's value, relative to how far training moved it; default by dtype"
+    )
 
 
 class Comparison(Document):
@@ -36,6 +43,12 @@ class Comparison(Document):
     reference: Arm = Arm(mode=Mode.FLASH)
     candidate: Arm = Arm(mode=Mode.FLASH_FSDP)
     tolerances: Tolerances = Tolerances()
+    oracle_steps: int = Field(
+        1, ge=0, le=1_000, description="First steps that both arms are held to the oracle at; 0 for none"
+    )
+    exact: bool = Field(False, description="Compare whole tensors instead of fingerprints; for small models")
+    bitwise: bool = Field(False, description="Every limit is 0 and tensors are compared whole")
+    repeat: bool = Field(False, description="Run the candidate twice; the two runs must agree bit by bit")
 
     @model_validator(mode="after")
     def _arms_are_comparable(self) -> "Comparison":
@@ -45,16 +58,23 @@ class Comparison(Document):
 
     @property
     def limits(self) -> Tolerances:
-        """The tolerances with every default filled in."""
-        worst = max(LOSS_TOLERANCE[self.reference.dtype], LOSS_TOLERANCE[self.candidate.dtype])
-        loss = worst if self.tolerances.loss is None else self.tolerances.loss
+        """The tolerances with every default filled in; all 0 if `bitwise`."""
+        if self.bitwise:
+            return Tolerances(**dict.fromkeys(Tolerances.model_fields, 0.0))
         given = self.tolerances
-        return Tolerances(
-            loss=loss,
-            grad_norm=GRAD_NORM_FACTOR * loss if given.grad_norm is None else given.grad_norm,
-            parameter_norm=loss if given.parameter_norm is None else given.parameter_norm,
-            epsilon=given.epsilon,
-        )
+        arms = [DEFAULTS[arm.dtype] for arm in (self.reference, self.candidate)]
+        loss = max(arm.loss for arm in arms) if given.loss is None else given.loss
+        defaults = {"loss": loss, "grad_norm": GRAD_NORM_FACTOR * loss, "parameter_norm": loss}
+        for name in ("sample", "gradient", "noise", "update"):
+            defaults[name] = max(float(getattr(arm, name)) for arm in arms)
+        filled = {name: value for name, value in given.model_dump().items() if value is not None}
+        return Tolerances(**(defaults | filled))
+
+    @property
+    def oracle_due(self) -> int:
+        """Steps that an oracle takes: bfloat16 parameters lose updates in rounding, so there only the first counts."""
+        steps = min(self.oracle_steps, self.workload.num_steps)
+        return min(steps, 1) if Dtype.BF16_PURE in (self.reference.dtype, self.candidate.dtype) else steps
 
     @property
     def definition(self) -> str:

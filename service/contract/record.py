@@ -22,6 +22,30 @@ class ArmSpec(Document):
 
     workload: Workload
     arm: Arm
+    exact: bool = Field(False, description="Record whole tensors beside their fingerprints")
+    num_steps: int | None = Field(None, ge=1, description="Stop after this many steps; default all of the workload")
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of this run."""
+        whole = self.workload.num_steps
+        return whole if self.num_steps is None else min(whole, self.num_steps)
+
+
+class Sketch(Document):
+    """A tensor in a few numbers, the same for every sharding up to rounding."""
+
+    norm: float = Field(description="L2 norm")
+    total: float = Field(description="Sum of all elements")
+    projections: list[float] = Field(description="Sums of all elements with random signs, K of them")
+    values: str | None = Field(None, description="All elements, float32 little-endian, base64, when recorded exactly")
+
+
+class ParameterStart(Document):
+    """One trainable parameter before the first step."""
+
+    shape: list[int] = Field(description="Of the whole parameter, unsharded; empty for a scalar")
+    value: Sketch
 
 
 class ArmStart(Document):
@@ -32,8 +56,32 @@ class ArmStart(Document):
     num_steps: int = Field(description="Optimizer steps this run is going to take")
     world_size: int
     device: str = Field(description="Name of the device of rank 0")
-    kernels: str | None = Field(None, description="triton or torch for flash modes, otherwise nothing")
+    kernels: str | None = Field(None, description="triton, torch or native for flash modes, otherwise nothing")
     versions: dict[str, str] = Field(description="python, torch, opacus, triton, clipwatch")
+    parameters: dict[str, ParameterStart] | None = Field(
+        None, description="By name, every trainable parameter before the first step"
+    )
+    source: str | None = Field(None, description="The Opacus that ran: version, or commit, and a hash of its files")
+
+
+class ParameterRecord(Document):
+    """One trainable parameter at one step.
+
+    Both gradients are as the update sees them, multiplied by the divisor they should have been divided by, so that
+    a wrong divisor shows: `noise` is whatever the optimizer got beyond the clipped sum.
+    """
+
+    clipped_grad: Sketch = Field(description="Sum over samples of clipped gradients, before noise")
+    noise: Sketch | None = Field(None, description="Absent without privacy")
+    value: Sketch = Field(description="The parameter after the step")
+    sample_norms: list[float] | None = Field(
+        None,
+        description="Norm of each sample's gradient of this parameter, before clipping; of the oracle, and of small "
+        "models on one rank where the mode shows them",
+    )
+    noise_heads: list[list[float]] | None = Field(
+        None, description="Per rank, the first few elements of its own part of the noise"
+    )
 
 
 class StepRecord(Document):
@@ -44,6 +92,9 @@ class StepRecord(Document):
     loss: float = Field(description="Loss of the global batch before the step, reduced as the workload says")
     batch_size: int = Field(description="Samples in the global batch")
     grad_norms: list[float] | None = Field(None, description="Per-sample gradient norms in sample order")
+    clip_factors: list[float] | None = Field(
+        None, description="Per-sample factors the arm multiplied by, in sample order, where the mode shows them"
+    )
     grad_norm_mean: float | None = None
     grad_norm_max: float | None = None
     clipped_share: float | None = Field(None, description="Share of samples whose gradient norm exceeds C")
@@ -52,6 +103,8 @@ class StepRecord(Document):
         "without privacy, of the sum of gradients"
     )
     parameter_norm: float = Field(description="Norm of all parameters after the step")
+    max_grad_norm: float | None = Field(None, description="C at this step, which adaptive clipping moves")
+    parameters: dict[str, ParameterRecord] | None = Field(None, description="By name, every trainable parameter")
     step_time: float = Field(description="Seconds from the start of the forward pass to the end of the step")
     peak_memory: int = Field(description="Bytes: CUDA allocator peak so far, or peak resident set on CPU")
 
@@ -72,6 +125,7 @@ class ErrorKind(StrEnum):
     UNSUPPORTED = "unsupported"
     OUT_OF_MEMORY = "out_of_memory"
     DEVICE = "device"
+    SOURCE = "source"
     CRASH = "crash"
     CANCELLED = "cancelled"
 

@@ -17,14 +17,24 @@ class Verdict(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Subject(StrEnum):
+    """What is held to what: the candidate to the reference, or one arm to the oracle or to theory."""
+
+    COMPARISON = "comparison"
+    REFERENCE = "reference"
+    CANDIDATE = "candidate"
+
+
 class Gate(Document):
     """A metric held to a tolerance. Every gate counts."""
 
     metric: str
+    subject: Subject = Subject.COMPARISON
     passed: bool
     observed: float | None = Field(description="Largest difference seen; absent when there was nothing to measure")
     limit: float = Field(description="Largest difference allowed")
     first_step: int | None = Field(None, description="First step, from 1, at which the gate broke")
+    parameter: str | None = Field(None, description="The parameter that broke it furthest at that step")
     detail: str = Field("", description="In words, why the gate failed")
 
 
@@ -32,6 +42,7 @@ class Finding(Document):
     """Where the arms first parted."""
 
     metric: str
+    subject: Subject = Subject.COMPARISON
     step: int | None = None
     parameter: str | None = None
     rank: int | None = None
