@@ -2,54 +2,26 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
 import click
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from service.contract import (
     Arm,
     Comparison,
     Device,
     Dtype,
-    Head,
     Kernels,
-    LossReduction,
     Mode,
     ModelSpec,
-    OptimizerName,
     Tolerances,
     Workload,
 )
 
 Command = Callable[..., Any]
-DEFAULTS, MODEL_DEFAULTS = Workload(), ModelSpec()
-
-_WORKLOAD: list[tuple[str, Any, str]] = [
-    ("batch_size", int, "Global batch size."),
-    ("num_samples", int, "Samples in the synthetic data set."),
-    ("seq_len", int, "Tokens per sample."),
-    ("padding", float, "Largest share of a sample's positions that is padding."),
-    ("num_epochs", int, "Passes over the data set."),
-    ("max_steps", int, "Stop after this many steps."),
-    ("optimizer", OptimizerName, "Optimizer."),
-    ("lr", float, "Learning rate."),
-    ("noise_multiplier", float, "σ; with 0, ε is infinite."),
-    ("max_grad_norm", float, "C, the clipping bound."),
-    ("delta", float, "δ at which ε is reported."),
-    ("loss_reduction", LossReduction, "How losses of a batch are reduced."),
-    ("seed", int, "Seed of weights, data and noise."),
-]
-_MODEL: list[tuple[str, Any, str]] = [
-    ("vocab_size", int, "Tokens in the vocabulary."),
-    ("hidden_size", int, "Width of the model."),
-    ("num_heads", int, "Attention heads."),
-    ("num_layers", int, "Transformer blocks."),
-    ("mlp_ratio", int, "Width of the MLP over the width of the model."),
-    ("num_classes", int, "Classes of the classification head."),
-    ("dropout", float, "Dropout probability."),
-    ("head", Head, "What the model predicts."),
-]
 
 
 def choice(values: type[StrEnum]) -> click.Choice[str]:
@@ -58,23 +30,33 @@ def choice(values: type[StrEnum]) -> click.Choice[str]:
 
 def workload_options(command: Command) -> Command:
     """Add every field of the workload and its model as an option."""
-    command = click.option(
-        "--max-length", type=int, help="Positions in the embedding.  [default: 128, or seq-len if larger]"
-    )(command)
-    for name in ("causal", "bias"):
-        flag = f"--{name}/--no-{name}"
-        command = click.option(flag, default=getattr(MODEL_DEFAULTS, name), show_default=True)(command)
-    for fields, defaults in ((_MODEL, MODEL_DEFAULTS), (_WORKLOAD, DEFAULTS)):
-        for name, kind, text in reversed(fields):
-            default = getattr(defaults, name)
-            command = click.option(
-                "--" + name.replace("_", "-"),
-                type=choice(kind) if issubclass(kind, StrEnum) else kind,
-                default=default.value if isinstance(default, StrEnum) else default,
-                show_default=default is not None,
-                help=text,
-            )(command)
+    for name, field in reversed((_fields(Workload) | _fields(ModelSpec)).items()):
+        command = _option(name, field)(command)
     return command
+
+
+def _fields(document: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {name: field for name, field in document.model_fields.items() if name != "model"}
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    """The option of a field: a flag for bool, a choice for an enumeration, repeatable for a tuple."""
+    flag, annotation, default = "--" + name.replace("_", "-"), field.annotation, field.default
+    text = (field.description or "").rstrip(".") + "."
+    if name == "max_length":
+        return click.option(flag, type=int, help=f"{text}  [default: {default}, or seq-len if larger]")
+    if annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", default=default, show_default=True, help=text)
+    if get_origin(annotation) is tuple:
+        return click.option(flag, multiple=True, help=f"{text} May be given several times.")
+    kind = next((part for part in get_args(annotation) if part is not NoneType), annotation)
+    return click.option(
+        flag,
+        type=choice(kind) if issubclass(kind, StrEnum) else kind,
+        default=default.value if isinstance(default, StrEnum) else default,
+        show_default=default is not None,
+        help=text,
+    )
 
 
 def arm_options(command: Command) -> Command:
@@ -94,7 +76,8 @@ def arm_options(command: Command) -> Command:
         type=choice(Dtype),
         default="fp32",
         show_default=True,
-        help="bf16: float32 parameters under bfloat16 autocast.",
+        help="bf16: float32 parameters under bfloat16 autocast; bf16_pure: bfloat16 parameters; bf16_mixed: FSDP's "
+        "mixed precision.",
     )(command)
 
 
@@ -104,12 +87,11 @@ def workload_from(options: dict[str, Any]) -> Workload:
     Raises:
         click.UsageError: a value is out of range; the message names the option.
     """
-    model = {name: options.pop(name) for name, _, _ in _MODEL}
-    model |= {name: options.pop(name) for name in ("bias", "causal")}
-    fields = {name: options.pop(name) for name, _, _ in _WORKLOAD}
-    given = options.pop("max_length")
-    model["max_length"] = max(MODEL_DEFAULTS.max_length, fields["seq_len"]) if given is None else given
-    return _checked(lambda: Workload(model=ModelSpec(**model), **fields))
+    model = {name: options.pop(name) for name in _fields(ModelSpec)}
+    workload = {name: options.pop(name) for name in _fields(Workload)}
+    if model["max_length"] is None:
+        model["max_length"] = max(ModelSpec.model_fields["max_length"].default, workload["seq_len"])
+    return _checked(lambda: Workload(model=ModelSpec(**model), **workload))
 
 
 def arm_from(mode: str, world_size: int | None, dtype: str, device: str, kernels: str) -> Arm:
@@ -125,14 +107,41 @@ def arm_from(mode: str, world_size: int | None, dtype: str, device: str, kernels
     )
 
 
-def comparison_from(workload: Workload, reference: Arm, candidate: Arm, tolerance: float | None) -> Comparison:
-    """A comparison from its parts; raises click.UsageError when they do not fit together."""
+def check_options(command: Command) -> Command:
+    """Add what a comparison checks beside the two arms."""
+    command = click.option("--repeat", is_flag=True, help="Run the candidate twice; both must give the same bits.")(
+        command
+    )
+    command = click.option(
+        "--bitwise", is_flag=True, help="Every limit is 0 and tensors are compared whole; for small models."
+    )(command)
+    command = click.option(
+        "--exact", is_flag=True, help="Compare whole tensors instead of fingerprints; for small models."
+    )(command)
+    return click.option(
+        "--oracle-steps",
+        type=int,
+        default=Comparison().oracle_steps,
+        show_default=True,
+        help="First steps that both arms are held to the float64 oracle at; 0 for none.",
+    )(command)
+
+
+def comparison_from(
+    workload: Workload, reference: Arm, candidate: Arm, tolerance: float | None, **checks: Any
+) -> Comparison:
+    """A comparison from its parts and the values of `check_options`.
+
+    Raises:
+        click.UsageError: they do not fit together.
+    """
     return _checked(
         lambda: Comparison(
             workload=workload,
             reference=reference,
             candidate=candidate,
             tolerances=Tolerances(loss=tolerance),
+            **checks,
         )
     )
 

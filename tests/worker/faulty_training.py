@@ -47,6 +47,13 @@ def other_noise():
     FSDPOptimizerFlash.__init__ = __init__
 
 
+def noise_on_every_rank():
+    from opacus.optimizers import DPOptimizerFastGradientClipping as Alone
+    from opacus.optimizers.ddpoptimizer_fast_gradient_clipping import DistributedDPOptimizerFastGradientClipping
+
+    DistributedDPOptimizerFastGradientClipping.add_noise = Alone.add_noise
+
+
 def one_step_less():
     right = Workload.num_steps.fget
     Workload.num_steps = property(lambda self: right(self) - 1)

@@ -15,13 +15,13 @@ def launcher_with_fault(fault: str) -> LocalLauncher:
 
 
 class FaultyCandidate:
-    """A launcher whose candidate has a fault and whose reference has none."""
+    """A launcher whose candidate, or the arm of another role, has a fault and whose other arms have none."""
 
-    def __init__(self, fault: str):
-        self._right, self._wrong = LocalLauncher(), launcher_with_fault(fault)
+    def __init__(self, fault: str, role: str = "candidate"):
+        self._right, self._wrong, self._role = LocalLauncher(), launcher_with_fault(fault), role
 
     def resolve(self, arm: Arm) -> Arm:
         return self._right.resolve(arm)
 
-    def start(self, spec: ArmSpec, folder: Path) -> RunningArm:
-        return (self._wrong if folder.name == "candidate" else self._right).start(spec, folder)
+    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+        return (self._wrong if folder.name == self._role else self._right).start(spec, folder, source)

@@ -1,76 +1,93 @@
-"""The synthetic data set and how a global batch is divided among ranks."""
+"""The synthetic data set, how global batches are drawn from it, and how one is divided among ranks."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from service.contract import Head, Workload
+from service.contract import IMAGE_CHANNELS, Family, Head, Sampling, Workload
+from service.contract.slices import deal
 from worker.training.model import PerSampleCrossEntropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens (B, T) int64, targets (B) or (B, T) int64, and the key padding mask (B, T) or None."""
+    """Inputs, targets (B) or (B, T) int64, and the key padding mask (B, T) or None.
 
-    tokens: Tensor
+    Inputs are tokens (B, T) int64, or images (B, 3, S, S) float32 for a convnet. `len` is the number of samples that
+    count: 0 for an `idle` batch, which holds one sample without weight.
+    """
+
+    inputs: Tensor
     targets: Tensor
     key_padding_mask: Tensor | None
+    idle: bool = False
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return 0 if self.idle else len(self.inputs)
 
-    def part(self, start: int, stop: int, device: torch.device | None = None) -> "Batch":
-        """Samples `start` to `stop`, on `device`."""
-        mask = self.key_padding_mask
+    def part(self, samples: range, device: torch.device | None = None) -> "Batch":
+        """The samples of a range, on `device`."""
+        start, stop, mask = samples.start, samples.stop, self.key_padding_mask
         return Batch(
-            self.tokens[start:stop].to(device),
+            self.inputs[start:stop].to(device),
             self.targets[start:stop].to(device),
             None if mask is None else mask[start:stop].to(device),
         )
 
-    def slice_of(self, rank: int, world_size: int, device: torch.device) -> "Batch":
-        """The samples `rank` computes, on `device`.
+    def or_idle(self) -> "Batch":
+        """This batch, or in place of none one sample whose targets are all ignored: loss and gradient exactly zero.
 
-        A rank with none gets one sample whose targets are all ignored: its loss and gradient are exactly zero.
         Opacus' samplers reshape with -1 and raise on tensors without samples, and every rank must take part in
         the collectives of a step.
         """
-        start, stop = rank_slice(len(self), rank, world_size)
-        if start < stop:
-            return self.part(start, stop, device)
-        idle = self.part(0, 1, device)
-        return replace(idle, targets=torch.full_like(idle.targets, PerSampleCrossEntropy.IGNORED))
+        if len(self.inputs) > 0:
+            return self
+        mask = self.key_padding_mask
+        return Batch(
+            self.inputs.new_zeros(1, *self.inputs.shape[1:]),
+            self.targets.new_full((1, *self.targets.shape[1:]), PerSampleCrossEntropy.IGNORED),
+            None if mask is None else mask.new_zeros(1, *mask.shape[1:]),
+            idle=True,
+        )
 
 
-class SyntheticTokens(Dataset):
-    """Random tokens and targets that depend on the workload's seed and sizes alone, in a fixed order."""
+class SyntheticData(Dataset):
+    """Random inputs and targets that depend on the workload's seed and sizes alone, in a fixed order."""
 
     def __init__(self, workload: Workload):
         model, generator = workload.model, torch.Generator().manual_seed(workload.seed)
         N, T = workload.num_samples, workload.seq_len
-        self.tokens = torch.randint(model.vocab_size, (N, T), generator=generator)
+        if model.family is Family.CONVNET:
+            shape = (N, IMAGE_CHANNELS, model.image_size, model.image_size)
+            self.inputs = torch.randn(shape, generator=generator)
+        else:
+            self.inputs = torch.randint(model.vocab_size, (N, T), generator=generator)
         labels = torch.randint(model.num_classes, (N,), generator=generator)
         self.key_padding_mask = _padding_mask(N, T, workload.padding, generator)
         self.targets = labels if model.head is Head.CLASSIFICATION else self._next_tokens()
+        if workload.ignored:
+            ignored = torch.rand(self.targets.shape, generator=generator) < workload.ignored
+            self.targets[ignored] = PerSampleCrossEntropy.IGNORED
 
     def _next_tokens(self) -> Tensor:
-        targets = torch.full_like(self.tokens, PerSampleCrossEntropy.IGNORED)
-        targets[:, :-1] = self.tokens[:, 1:]
+        targets = torch.full_like(self.inputs, PerSampleCrossEntropy.IGNORED)
+        targets[:, :-1] = self.inputs[:, 1:]
         if self.key_padding_mask is not None:
             targets[:, :-1][self.key_padding_mask[:, 1:]] = PerSampleCrossEntropy.IGNORED
         return targets
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.inputs)
 
     def __getitem__(self, index: int) -> int:
         return index
 
     def batch(self, indices: list[int]) -> Batch:
         mask = None if self.key_padding_mask is None else self.key_padding_mask[indices]
-        return Batch(self.tokens[indices], self.targets[indices], mask)
+        return Batch(self.inputs[indices], self.targets[indices], mask)
 
 
 def _padding_mask(N: int, T: int, padding: float, generator: torch.Generator) -> Tensor | None:
@@ -82,16 +99,36 @@ def _padding_mask(N: int, T: int, padding: float, generator: torch.Generator) ->
     return torch.arange(T)[None, :] >= lengths[:, None]
 
 
+class PoissonBatches(Sampler[list[int]]):
+    """Global batches of an epoch, each sample in each batch by itself with the sampling rate; some may be empty.
+
+    Drawn here and not by Opacus, whose sampler gives every rank batches of its own: the global batch must be the
+    same at every world size.
+    """
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self.generator = torch.Generator().manual_seed(workload.seed)
+
+    def __len__(self) -> int:
+        return self.workload.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(len(self)):
+            drawn = torch.rand(self.workload.num_samples, generator=self.generator) < self.workload.sample_rate
+            yield drawn.nonzero().flatten().tolist()
+
+
 def global_loader(workload: Workload) -> DataLoader:
-    """Global batches in data set order; the last one may be smaller."""
-    data = SyntheticTokens(workload)
+    """Global batches as the workload samples them; iterating again draws the next epoch."""
+    data = SyntheticData(workload)
+    if workload.sampling is Sampling.POISSON:
+        return DataLoader(data, batch_sampler=PoissonBatches(workload), collate_fn=data.batch)
     return DataLoader(data, batch_size=workload.batch_size, shuffle=False, collate_fn=data.batch)
 
 
-def rank_slice(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and past-the-last sample of a global batch that `rank` computes.
-
-    Slices are contiguous in rank order, differ by at most one sample, and are empty for some ranks when the
-    batch is smaller than the world.
-    """
-    return batch_size * rank // world_size, batch_size * (rank + 1) // world_size
+def parts_of(workload: Workload, batch: Batch, rank: int, world_size: int, device: torch.device) -> list[Batch]:
+    """What `rank` computes of a global batch, a part for each virtual step, on `device`."""
+    shares = [part[rank] for part in deal(workload, len(batch), world_size)]
+    parts = [batch.part(share, device) for share in shares]
+    return parts if workload.empty_tensors else [part.or_idle() for part in parts]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from service.contract import ArmSpec, Mode
-from worker.training.data import global_loader
+from worker.training.data import global_loader, parts_of
 from worker.training.oracle import OracleTrainee
 from worker.training.private import OpacusTrainee
 from worker.training.recorder import Progress, Recorder
@@ -20,22 +20,29 @@ def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None
     # fp32 means fp32: no tf32 in any product, whatever the environment's default.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    torch.manual_seed(spec.workload.seed)
-    loader = global_loader(spec.workload)
+    workload = spec.workload
+    torch.manual_seed(workload.seed)
+    loader = global_loader(workload)
     trainee = _trainee(spec, world, loader)
     recorder = Recorder(folder, spec, world)
     recorder.start(trainee)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader, spec.workload.num_epochs))
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, workload.num_epochs))
     begin = time.perf_counter()
-    for step, batch in enumerate(itertools.islice(batches, spec.workload.num_steps), start=1):
+    for step, batch in enumerate(itertools.islice(batches, spec.planned_steps), start=1):
         progress.step = step
-        local = batch.slice_of(world.rank, world.size, world.device)
+        parts = parts_of(workload, batch, world.rank, world.size, world.device)
         world.synchronize()
         start = time.perf_counter()
-        outcome = trainee.step(local, len(batch))
+        outcome = trainee.step(parts, len(batch))
         world.synchronize()
         step_time = time.perf_counter() - start - outcome.overhead
         recorder.step(step, len(batch), outcome, trainee, step_time)
+        if step == workload.resume_at:
+            checkpoint = folder / f"checkpoint-rank{world.rank}.pt"
+            trainee.save(checkpoint)
+            trainee = _trainee(spec, world, loader)
+            trainee.load(checkpoint)
+            checkpoint.unlink()
     recorder.end(progress.step or 0, trainee, time.perf_counter() - begin)
 
 

@@ -1,13 +1,19 @@
-"""`SmallTransformerDP`: a small pre-norm transformer made of layers that Opacus can clip per sample.
+"""`SmallTransformerDP`, a small pre-norm transformer made of layers that Opacus can clip per sample; the door to all
+families, `build_model`; and the loss.
 
 Shape suffixes: B samples, T positions, D hidden size, H heads, V vocabulary, K classes.
 """
+
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.contract import Head, ModelSpec
+from service.contract import Family, Head, ModelSpec
+from worker.training.blocks import Block, logits, mean_over_positions
+from worker.training.convnet import SmallConvnetDP
+from worker.training.lstm import SmallLstmDP
 
 
 class DPMultiheadAttentionWithFlashAttention(nn.Module):
@@ -60,11 +66,11 @@ class DPMultiheadAttentionWithFlashAttention(nn.Module):
         return allowed_B11T & past_TT
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Block):
     """x + attention(norm(x)), then x + MLP(norm(x)) with GELU."""
 
     def __init__(self, spec: ModelSpec):
-        super().__init__()
+        super().__init__(spec.checkpointing)
         D = spec.hidden_size
         self.attention_norm = nn.LayerNorm(D)
         self.attention = DPMultiheadAttentionWithFlashAttention(
@@ -79,7 +85,7 @@ class TransformerBlock(nn.Module):
         self.mlp_down = nn.Linear(spec.mlp_ratio * D, D, bias=spec.bias)
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
+    def compute(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), key_padding_mask_BT))
         return x_BTD + self.dropout(self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x_BTD)))))
 
@@ -112,25 +118,33 @@ class SmallTransformerDP(nn.Module):
             x_BTD = block(x_BTD, key_padding_mask_BT)
         x_BTD = self.norm(x_BTD)
         if self.spec.head is Head.CLASSIFICATION:
-            x_BTD = _mean_over_positions(x_BTD, key_padding_mask_BT)
-        # Logits in float32 also under autocast: one logit rounded the other way moves its sample's gradient norm by
-        # the resolution of bfloat16, and kernels for different batch sizes round differently.
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            return self.head(x_BTD.to(self.head.weight.dtype))
+            x_BTD = mean_over_positions(x_BTD, key_padding_mask_BT)
+        return logits(self.head, x_BTD)
 
 
-def _mean_over_positions(x_BTD: Tensor, key_padding_mask_BT: Tensor | None) -> Tensor:
-    if key_padding_mask_BT is None:
-        return x_BTD.mean(dim=1)
-    kept_BT1 = (~key_padding_mask_BT).unsqueeze(-1).to(x_BTD.dtype)
-    return (x_BTD * kept_BT1).sum(dim=1) / kept_BT1.sum(dim=1).clamp(min=1)
+FAMILIES = {Family.TRANSFORMER: SmallTransformerDP, Family.CONVNET: SmallConvnetDP, Family.LSTM: SmallLstmDP}
 
 
-def build_model(spec: ModelSpec, seed: int) -> SmallTransformerDP:
-    """The model in float32 on the CPU with weights that depend on `spec` and `seed` alone."""
+def build_model(spec: ModelSpec, seed: int) -> nn.Module:
+    """The model in float32 on the CPU with weights that depend on `spec` and `seed` alone.
+
+    Every family has `blocks`, and a forward of inputs and a key padding mask (B, T) or None.
+
+    Raises:
+        ValueError: a pattern of `spec.frozen` names no parameter, or nothing is left to train.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SmallTransformerDP(spec)
+        model = FAMILIES[spec.family](spec)
+    for pattern in spec.frozen:
+        matched = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ValueError(f"frozen: no parameter is named {pattern!r}")
+        for p in matched:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("frozen: no parameter is left to train")
+    return model
 
 
 class PerSampleCrossEntropy(nn.Module):
@@ -149,6 +163,8 @@ class PerSampleCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (B, K) with targets (B), or (B, T, V) with (B, T); gives (B) for "none", else a scalar."""
+        # In float32 whatever the model computes in: the resolution of bfloat16 is coarser than any tolerance.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=self.IGNORED, reduction="none"
         ).view(targets.shape)

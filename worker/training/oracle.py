@@ -1,15 +1,19 @@
 """The oracle: a plain per-sample autograd loop in float64 with no Opacus clipping code in it."""
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from opacus.accountants import create_accountant
 from torch import Tensor
 
-from service.contract import ArmSpec
+from service.contract import ArmSpec, Clipping, ParameterStart, gradient_sigma
+from worker.training.adaptive import AdaptiveRule
 from worker.training.data import Batch
-from worker.training.model import PerSampleCrossEntropy, build_model
-from worker.training.setup import build_optimizer
+from worker.training.model import PerSampleCrossEntropy
+from worker.training.observer import Observer, trainable
+from worker.training.setup import build_optimizer, build_schedule, initial_model
 from worker.training.trainee import StepOutcome
 from worker.training.world import World
 
@@ -28,41 +32,94 @@ class OracleTrainee:
 
     def __init__(self, spec: ArmSpec, world: World):
         self.workload, self.world = spec.workload, world
-        self.model = build_model(spec.workload.model, spec.workload.seed).double().to(world.device).train()
-        self.optimizer = build_optimizer(spec.workload, self.model.parameters())
+        self.model = initial_model(spec, world).double()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(spec.workload, self.trained)
+        self.schedule = build_schedule(spec.workload, self.optimizer)
+        self.steps_taken = 0
+        self.max_grad_norm = spec.workload.max_grad_norm
+        self.adaptive = AdaptiveRule.of(spec.workload) if spec.workload.clipping is Clipping.ADAPTIVE else None
         self.criterion = PerSampleCrossEntropy("sum")
+        self._observer = Observer(spec, world, trainable(self.model))
         self.generator = torch.Generator(world.device).manual_seed(spec.workload.seed)
         # Opacus' own default accountant: ε follows from σ, the sampling rate and the number of steps alone.
         self.accountant = create_accountant("prv")
 
-    def step(self, batch: Batch, batch_size: int) -> StepOutcome:
-        parameters = list(self.model.parameters())
-        sums = [torch.zeros_like(p) for p in parameters]
-        losses, norms = [], []
-        for i in range(len(batch)):
-            sample = batch.part(i, i + 1)
-            loss = self.criterion(self.model(sample.tokens, sample.key_padding_mask), sample.targets)
-            grads = torch.autograd.grad(loss, parameters)
-            norm = torch.stack([g.norm() for g in grads]).norm()
-            factor = (self.workload.max_grad_norm / (norm + CLIP_EPS)).clamp(max=1.0)
+    def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
+        self._observer.begin()
+        bound = self.max_grad_norm
+        sums = [torch.zeros_like(p) for p in self.trained]
+        losses, norms, factors, by_parameter = [], [], [], []
+        for sample in (part.part(range(i, i + 1)) for part in parts for i in range(len(part))):
+            loss = self.criterion(self.model(sample.inputs, sample.key_padding_mask), sample.targets)
+            grads = torch.autograd.grad(loss, self.trained)
+            by_parameter.append(torch.stack([g.norm() for g in grads]))
+            norm = by_parameter[-1].norm()
+            factor = (bound / (norm + CLIP_EPS)).clamp(max=1.0)
             for total, grad in zip(sums, grads, strict=True):
                 total += factor * grad
-            losses.append(loss.detach())
-            norms.append(norm)
-        clipped_norm = self.world.norm(sums)
-        self._update(parameters, sums)
-        return StepOutcome(torch.stack(losses), torch.stack(norms), clipped_norm)
+            losses.append(loss.item())
+            norms.append(norm.item())
+            factors.append(factor.item())
+        self._update(sums)
+        if self.adaptive:
+            self._move_bound(norms)
+        self._observer.sample_norms = torch.stack(by_parameter) if by_parameter else None
+        self._observer.clip_factors, self._observer.max_grad_norm = self._per_sample(factors), bound
+        return StepOutcome(self._per_sample(losses), self._per_sample(norms), **vars(self._observer.finish()))
 
-    def _update(self, parameters: list[Tensor], sums: list[Tensor]) -> None:
-        std = self.workload.noise_multiplier * self.workload.max_grad_norm
+    def _per_sample(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.world.device)
+
+    def _update(self, sums: list[Tensor]) -> None:
+        self.steps_taken += 1
+        std = gradient_sigma(self.workload, self.steps_taken) * self.max_grad_norm
         divisor = self.workload.expected_batch_size if self.workload.loss_reduction == "mean" else 1
-        for p, total in zip(parameters, sums, strict=True):
-            if std > 0:
-                total += torch.normal(0.0, std, p.shape, device=p.device, generator=self.generator, dtype=torch.float32)
-            p.grad = total / divisor
+        noise = [self._noise(std, p.shape) for p in self.trained]
+        with self._observer.measuring():
+            self._observer.update(sums, [drawn.double() for drawn in noise])
+        for p, total, added in zip(self.trained, sums, noise, strict=True):
+            p.grad = (total + added) / divisor
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.accountant.step(noise_multiplier=self.workload.noise_multiplier, sample_rate=self.workload.sample_rate)
+        self.schedule.step()
+        self.accountant.step(
+            noise_multiplier=self.workload.sigma(self.steps_taken), sample_rate=self.workload.sample_rate
+        )
+
+    def _move_bound(self, norms: list[float]) -> None:
+        unclipped = sum(norm + CLIP_EPS <= self.max_grad_norm for norm in norms)
+        noise = self._noise(self.adaptive.unclipped_num_std, ()).item()
+        self.max_grad_norm = self.adaptive.next_bound(self.max_grad_norm, unclipped + noise, len(norms))
+
+    def _noise(self, std: float, shape: tuple[int, ...]) -> Tensor:
+        if std == 0:
+            return torch.zeros(shape, device=self.world.device)
+        return torch.normal(0.0, std, shape, device=self.world.device, generator=self.generator)
+
+    def save(self, path: Path) -> None:
+        saved = {name: part.state_dict() for name, part in self._stateful().items()}
+        saved |= {"generator": self.generator.get_state(), "bound": self.max_grad_norm, "steps": self.steps_taken}
+        torch.save(saved, path)
+
+    def load(self, path: Path) -> None:
+        # Opacus 1.5's accountants put more than tensors into their state.
+        saved = torch.load(path, weights_only=False)
+        for name, part in self._stateful().items():
+            part.load_state_dict(saved[name])
+        self.generator.set_state(saved["generator"])
+        self.max_grad_norm, self.steps_taken = saved["bound"], saved["steps"]
+
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "accountant": self.accountant,
+        }
+
+    def starts(self) -> dict[str, ParameterStart]:
+        return self._observer.starts()
 
     def parameters(self) -> Iterable[Tensor]:
         return self.model.parameters()

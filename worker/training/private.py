@@ -1,26 +1,28 @@
 """The modes that go through a privacy engine: the one place that calls the Opacus under test."""
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from opacus import PrivacyEngine
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
-from opacus.grad_sample import get_gsm_class
 from opacus.optimizers import DPOptimizer
+from opacus.schedulers import StepNoise
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from service.contract import ArmSpec, Mode
-from worker.flash import PrivacyEngine as FlashPrivacyEngine
+from service.contract import ArmSpec, Clipping, Dtype, Family, Mode, ParameterStart, Provider, Workload
+from worker.training.adaptive import clipping_options
 from worker.training.data import Batch
+from worker.training.engine import flash_from, make_engine
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.setup import autocast, build_optimizer, place_model
+from worker.training.observer import trainable
+from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
 from worker.training.trainee import StepOutcome, Unsupported
+from worker.training.update import UpdateObserver
 from worker.training.world import World
 
 
@@ -32,7 +34,6 @@ class Private:
     module: nn.Module
     optimizer: DPOptimizer
     criterion: Any
-    replicated: bool
 
 
 def make_private(spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Module, loader: DataLoader) -> Private:
@@ -43,13 +44,13 @@ def make_private(spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Mo
     Raises:
         Unsupported: the Opacus under test has no such mode.
     """
+    _refuse(spec, world)
     workload, arm = spec.workload, spec.arm
-    replicated = world.size > 1 and not arm.mode.sharded
-    if replicated:
+    if world.size > 1 and not arm.mode.sharded:
         model = DifferentiallyPrivateDistributedDataParallel(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Secure RNG turned off")
-        engine = _engine(arm.mode, arm.kernels.value)
+        engine = make_engine(arm)
     made = engine.make_private(
         module=model,
         optimizer=build_optimizer(workload, model.parameters()),
@@ -61,6 +62,7 @@ def make_private(spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Mo
         poisson_sampling=False,
         noise_generator=torch.Generator(world.device).manual_seed(workload.seed),
         grad_sample_mode=arm.mode.value,
+        **clipping_options(workload),
     )
     wraps_criterion = len(made) == 4
     return Private(
@@ -68,34 +70,27 @@ def make_private(spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Mo
         module=made[0],
         optimizer=made[1],
         criterion=made[2] if wraps_criterion else criterion,
-        replicated=replicated,
     )
 
 
-def _engine(mode: Mode, kernels: str) -> PrivacyEngine:
-    if mode.flash:
-        return FlashPrivacyEngine(kernels=kernels)
-    try:
-        get_gsm_class(mode.value)
-    except ValueError as error:
-        raise Unsupported(f"this Opacus has no grad_sample_mode {mode.value!r}") from error
-    return PrivacyEngine()
+def build_noise_schedule(workload: Workload, optimizer: DPOptimizer) -> StepNoise | None:
+    """Opacus' schedule of σ, to be stepped after each optimizer step; none when σ stays."""
+    if workload.noise_decay == 1:
+        return None
+    return StepNoise(optimizer, step_size=workload.noise_decay_every, gamma=workload.noise_decay)
 
 
-class Overhead:
-    """Seconds of a step that went into measuring it."""
-
-    def __init__(self, world: World):
-        self._world = world
-        self.seconds = 0.0
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        self._world.synchronize()
-        start = time.perf_counter()
-        yield
-        self._world.synchronize()
-        self.seconds += time.perf_counter() - start
+def _refuse(spec: ArmSpec, world: World) -> None:
+    """Raise Unsupported for what a mode is known to lack, where Opacus itself would fail without saying why."""
+    model, mode = spec.workload.model, spec.arm.mode
+    if model.checkpointing and not mode.flash:
+        raise Unsupported(f"checkpointing: {mode} takes a forward pass that is recomputed for another use of a layer")
+    if model.family is Family.LSTM and mode.sharded:
+        raise Unsupported(f"lstm: DPLSTM keeps its parameters under two names, of which FSDP ({mode}) updates one")
+    if model.family is Family.LSTM and spec.arm.dtype is Dtype.BF16 and mode is Mode.HOOKS:
+        raise Unsupported("lstm under autocast: Opacus' grad sampler of RNNLinear multiplies float32 by bfloat16")
+    if spec.workload.clipping is Clipping.ADAPTIVE and (mode not in (Mode.HOOKS, Mode.FUNCTORCH) or world.size > 1):
+        raise Unsupported(f"adaptive clipping: hooks and functorch have it, on one rank; not {mode} on {world.size}")
 
 
 class OpacusTrainee:
@@ -104,72 +99,85 @@ class OpacusTrainee:
     def __init__(self, spec: ArmSpec, world: World, loader: DataLoader):
         self.spec, self.world = spec, world
         criterion = PerSampleCrossEntropy(spec.workload.loss_reduction.value)
-        private = make_private(spec, world, place_model(spec, world), criterion, loader)
+        model = place_model(spec, world)
+        parameters = trainable(model)
+        private = make_private(spec, world, model, criterion, loader)
         self.engine, self.module, self.optimizer = private.engine, private.module, private.optimizer
-        self.criterion, self.replicated = private.criterion, private.replicated
-        self.kernels = getattr(self.module, "kernels", None)
-        self._clock = Overhead(world)
-        self._norm = float("nan")
-        self.optimizer.add_noise = self._measuring_sum(self.optimizer.add_noise)
-        self.optimizer.scale_grad = self._measuring_scale(self.optimizer.scale_grad)
+        self.criterion = private.criterion
+        self.kernels = "native" if flash_from(spec.arm) is Provider.NATIVE else getattr(self.module, "kernels", None)
+        self.schedule = build_schedule(spec.workload, self.optimizer.original_optimizer)
+        self.noise_schedule = build_noise_schedule(spec.workload, self.optimizer)
+        self.module.keeps_norms_by_parameter = True
+        self._observer = UpdateObserver(spec, world, parameters, optimizer=self.optimizer, module=self.module)
 
-    def step(self, batch: Batch, batch_size: int) -> StepOutcome:
-        self._norm, self._clock.seconds = float("nan"), 0.0
+    def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
+        self._observer.begin()
+        losses, norms, by_parameter = [], [], []
+        for part in parts:
+            if len(parts) > 1:
+                self.optimizer.signal_skip_step(part is not parts[-1])
+            part_losses, part_norms = self._backward(part)
+            losses.append(part_losses[: len(part)])
+            norms.append(part_norms[: len(part)])
+            shown = self._norms_by_parameter()
+            by_parameter.append(None if shown is None else shown[: len(part)])
+            self._observer.keep_factors(sum(map(len, norms)))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.noise_schedule is not None:
+            self.noise_schedule.step()
+        self._observer.keep_sample_norms(by_parameter, batch_size)
+        return StepOutcome(torch.cat(losses), torch.cat(norms), **vars(self._observer.finish()))
+
+    def _backward(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """Losses and gradient norms of the samples of `part`, weightless ones included."""
         with autocast(self.spec, self.world):
-            output = self.module(batch.tokens, batch.key_padding_mask)
-            loss = self.criterion(output, batch.targets)
+            output = self.module(part.inputs, part.key_padding_mask)
+            loss = self.criterion(output, part.targets)
         loss.backward()
-        norms = self._grad_norms()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         # Fast gradient clipping wraps the criterion, and Flash Clipping a copy of it.
         wrapped = getattr(self.criterion, "criterion", self.criterion)
-        return StepOutcome(wrapped.losses, norms, self._norm, self._clock.seconds)
+        return wrapped.losses, self._grad_norms()
 
     def _grad_norms(self) -> Tensor:
         if not isinstance(self.criterion, PerSampleCrossEntropy):  # fast gradient clipping knows the norms alone
             return self.module.per_sample_gradient_norms.detach().float()
-        grads = [p.grad_sample for p in self.module.parameters() if p.requires_grad]
-        return torch.stack([grad.flatten(start_dim=1).norm(dim=1) for grad in grads]).norm(dim=0)
+        return self._norms_by_parameter().norm(dim=1)
 
-    def _measuring_sum(self, add_noise: Callable[[], None]) -> Callable[[], None]:
-        """Wrap the optimizer's `add_noise`: take the norm of the clipped sum first."""
+    def _norms_by_parameter(self) -> Tensor | None:
+        """Norms of each sample's gradient (local B, P), in parameter order; None where the mode does not show them."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        if isinstance(self.criterion, PerSampleCrossEntropy):
+            norms = [p.grad_sample.flatten(start_dim=1).float().norm(dim=1) for p in trained]
+        elif found := getattr(self.module, "norms_by_parameter", None):  # Flash Clipping
+            norms = [found[p] for p in trained]
+        else:  # ghost leaves them on the parameters; sharded modes do not
+            norms = [getattr(p, "_norm_sample", None) for p in trained]
+        return None if any(norm is None for norm in norms) else torch.stack([norm.detach() for norm in norms], dim=1)
 
-        def measure_then_add_noise() -> None:
-            with self._clock.stopped():
-                self._norm = self.world.norm(self._clipped_sums())
-            add_noise()
+    def save(self, path: Path) -> None:
+        # Opacus' checkpoint keeps neither what schedules have made of σ and C nor the noise generator.
+        extra = {
+            "schedule": self.schedule.state_dict(),
+            "noise_multiplier": self.optimizer.noise_multiplier,
+            "max_grad_norm": self.optimizer.max_grad_norm,
+            "generator": self.optimizer.generator.get_state(),
+        }
+        self.engine.save_checkpoint(path=path, checkpoint_dict=extra, **self._stateful())
 
-        return measure_then_add_noise
+    def load(self, path: Path) -> None:
+        saved = self.engine.load_checkpoint(path=path, **self._stateful())
+        self.schedule.load_state_dict(saved["schedule"])
+        self.optimizer.noise_multiplier = saved["noise_multiplier"]
+        self.optimizer.max_grad_norm = saved["max_grad_norm"]
+        self.optimizer.generator.set_state(saved["generator"])
 
-    def _measuring_scale(self, scale_grad: Callable[[], None]) -> Callable[[], None]:
-        """Wrap the optimizer's `scale_grad`: turn what is stored into what the update sees of the clipped sum.
+    def _stateful(self) -> dict[str, Any]:
+        return {"module": self.module, "optimizer": self.optimizer, "noise_scheduler": self.noise_schedule}
 
-        Modes store the sum differently (FSDP averages over ranks) and divide it differently afterwards. By what
-        factor the gradient shrinks here is measured, not assumed, so that a wrong divisor shows in the norm.
-        """
-        workload = self.spec.workload
-        mean = workload.loss_reduction == "mean"
-
-        def scale_and_measure() -> None:
-            with self._clock.stopped():
-                before = self.world.norm(p.grad for p in self.optimizer.params)
-            scale_grad()
-            with self._clock.stopped():
-                after = self.world.norm(p.grad for p in self.optimizer.params)
-                self._norm *= after / before if before else 1.0
-                self._norm *= workload.expected_batch_size if mean else 1
-                if mean and self.replicated:  # averaged over ranks after this, not before
-                    self._norm /= self.world.size
-
-        return scale_and_measure
-
-    def _clipped_sums(self) -> Iterable[Tensor]:
-        """Per parameter, the sum of clipped gradients over the global batch as the optimizer stores it."""
-        state = getattr(self.optimizer, "grad_state", None)
-        for p in self.optimizer.params:
-            summed = state[p]["summed_grad"] if state else p.summed_grad
-            yield self.world.sum(summed.clone()) if self.replicated else summed
+    def starts(self) -> dict[str, ParameterStart]:
+        return self._observer.starts()
 
     def parameters(self) -> Iterable[Tensor]:
         return self.module.parameters()

@@ -1,5 +1,6 @@
 """Writes an arm's record, a flushed line a step, so that a run that dies leaves what it had."""
 
+import math
 import platform
 import resource
 import sys
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmSpec, ArmStart, StepRecord
+from service.contract.slices import deal
+from worker.source import describe_source, hash_package
 from worker.training.trainee import StepOutcome, Trainee
 from worker.training.world import World
 
@@ -30,44 +34,60 @@ class Recorder:
     def start(self, trainee: Trainee) -> None:
         device = self.world.device
         cuda = device.type == "cuda"
+        opacus_version, source = _imported_opacus(self.spec)
         self._write(
             ArmStart(
                 num_parameters=sum(p.numel() for p in trainee.parameters() if p.requires_grad),
-                num_steps=self.spec.workload.num_steps,
+                num_steps=self.spec.planned_steps,
                 world_size=self.world.size,
                 device=torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
                 kernels=trainee.kernels,
-                versions=_versions(),
+                versions=_versions() | {"opacus": opacus_version},
+                source=source,
+                parameters=trainee.starts(),
             )
         )
 
     def step(self, step: int, batch_size: int, outcome: StepOutcome, trainee: Trainee, step_time: float) -> None:
         """Record one step. Collective: every rank must call it."""
         workload, world = self.spec.workload, self.world
-        losses = world.gather_samples(outcome.losses.double(), batch_size)
+        shares = deal(workload, batch_size, world.size)
+        losses = world.gather_samples(outcome.losses.double(), shares)
         norms = None
         if outcome.grad_norms is not None:
-            norms = world.gather_samples(outcome.grad_norms.double(), batch_size)
-        parameter_norm = world.norm(trainee.parameters())
-        peak_memory = int(world.max(_peak_memory(world.device)))
+            norms = world.gather_samples(outcome.grad_norms.double(), shares)
+        factors = None
+        if outcome.clip_factors is not None:
+            factors = world.gather_samples(outcome.clip_factors.double(), shares)
+        # C in force, which adaptive clipping moves.
+        bound = workload.max_grad_norm if outcome.max_grad_norm is None else outcome.max_grad_norm
+        assert outcome.parameters is not None
+        values = [parameter.value.norm for parameter in outcome.parameters.values()]
+        frozen = world.norm(p for p in trainee.parameters() if not p.requires_grad)
+        peak_memory = int(world.max(max(_peak_memory(world.device), outcome.peak_memory)))
         step_time = world.max(step_time)
         self._write(
             StepRecord(
                 step=step,
-                loss=(losses.mean() if workload.loss_reduction == "mean" else losses.sum()).item(),
+                loss=_mean(losses) if workload.loss_reduction == "mean" else losses.sum().item(),
                 batch_size=batch_size,
                 grad_norms=None if norms is None else norms.tolist(),
-                grad_norm_mean=None if norms is None else norms.mean().item(),
-                grad_norm_max=None if norms is None else norms.max().item(),
-                clipped_share=None if norms is None else (norms > workload.max_grad_norm).double().mean().item(),
+                clip_factors=None if factors is None else factors.tolist(),
+                grad_norm_mean=None if norms is None else _mean(norms),
+                grad_norm_max=None if norms is None else _max(norms),
+                clipped_share=None if norms is None else _mean((norms > bound).double()),
                 clipped_grad_norm=outcome.clipped_grad_norm,
-                parameter_norm=parameter_norm,
+                parameter_norm=math.hypot(*values, frozen),
+                max_grad_norm=outcome.max_grad_norm,
+                parameters=outcome.parameters,
                 step_time=step_time,
                 peak_memory=peak_memory,
             )
         )
 
     def end(self, num_steps: int, trainee: Trainee, duration: float) -> None:
+        if self._file is None:  # reckoning ε takes longer than a step
+            return
         epsilon = trainee.epsilon()
         self._write(
             ArmEnd(
@@ -89,6 +109,24 @@ def write_error(folder: Path, rank: int, error: ArmError) -> None:
     (folder / f"error-rank{rank}.json").write_text(error.model_dump_json(), encoding="utf-8")
 
 
+def _mean(values: Tensor) -> float:
+    """The mean; of a batch without samples, 0."""
+    return values.mean().item() if len(values) else 0.0
+
+
+def _max(values: Tensor) -> float:
+    """The largest; of a batch without samples, 0."""
+    return values.max().item() if len(values) else 0.0
+
+
+def _imported_opacus(spec: ArmSpec) -> tuple[str, str]:
+    """Version and description of the code that was imported, which no installed distribution need know."""
+    # Late: a failure to import it is described with the help of this module.
+    import opacus  # noqa: PLC0415
+
+    return opacus.__version__, describe_source(spec.arm.opacus, hash_package(Path(opacus.__file__).parent))
+
+
 def _peak_memory(device: torch.device) -> int:
     """Bytes: CUDA's allocator peak, or this process' peak resident set (KiB on Linux, bytes on macOS)."""
     if device.type == "cuda":
@@ -99,7 +137,7 @@ def _peak_memory(device: torch.device) -> int:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("torch", "opacus", "triton", "clipwatch"):
+    for package in ("torch", "triton", "clipwatch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

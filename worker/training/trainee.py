@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from service.contract import ArmSpec
+from service.contract import ArmSpec, ParameterRecord, ParameterStart
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.setup import autocast, build_optimizer, place_model
+from worker.training.observer import Observer, trainable
+from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
 from worker.training.world import World
 
 
@@ -18,14 +21,20 @@ from worker.training.world import World
 class StepOutcome:
     """What a step leaves for the recorder.
 
-    `losses` and `grad_norms` are per sample of this rank's slice (local B); `clipped_grad_norm` is of the global
-    sum of clipped gradients before noise; `overhead` is the seconds spent measuring inside the step.
+    `losses`, `grad_norms` and `clip_factors` are per sample that this rank computed, virtual step by virtual step,
+    without the weightless ones (local B); `clipped_grad_norm` is of the global sum of clipped gradients before noise;
+    `max_grad_norm` is C in force; `overhead` is the seconds spent measuring inside the step, and `peak_memory` the
+    bytes of CUDA memory so far outside of measuring.
     """
 
     losses: Tensor
     grad_norms: Tensor | None
     clipped_grad_norm: float
     overhead: float = 0.0
+    clip_factors: Tensor | None = None
+    parameters: dict[str, ParameterRecord] | None = None
+    max_grad_norm: float | None = None
+    peak_memory: int = 0
 
 
 class Trainee(Protocol):
@@ -33,8 +42,20 @@ class Trainee(Protocol):
 
     kernels: str | None
 
-    def step(self, batch: Batch, batch_size: int) -> StepOutcome:
-        """Take one optimizer step on this rank's `batch` of a global batch of `batch_size` samples."""
+    def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
+        """Take one optimizer step on this rank's `parts`, one a virtual step, of a batch of `batch_size` samples."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write all that training goes on from, this rank's share of it, to `path`."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; for a trainee that has taken no step."""
+        ...
+
+    def starts(self) -> dict[str, ParameterStart]:
+        """Every trainable parameter before the first step. Every rank must call it."""
         ...
 
     def parameters(self) -> Iterable[Tensor]: ...
@@ -45,7 +66,7 @@ class Trainee(Protocol):
 
 
 class Unsupported(Exception):
-    """The Opacus under test has no such mode."""
+    """The Opacus under test, or this mode of it, cannot do what the workload asks for."""
 
 
 class PlainTrainee:
@@ -56,22 +77,43 @@ class PlainTrainee:
     def __init__(self, spec: ArmSpec, world: World):
         self.spec, self.world = spec, world
         self.model: nn.Module = place_model(spec, world)
+        self._observer = Observer(spec, world, trainable(self.model))
         if world.size > 1:
             self.model = DistributedDataParallel(self.model)
         self.optimizer = build_optimizer(spec.workload, self.model.parameters())
+        self.schedule = build_schedule(spec.workload, self.optimizer)
         self.criterion = PerSampleCrossEntropy("sum")
 
-    def step(self, batch: Batch, batch_size: int) -> StepOutcome:
-        with autocast(self.spec, self.world):
-            loss = self.criterion(self.model(batch.tokens, batch.key_padding_mask), batch.targets)
-        divisor = batch_size if self.spec.workload.loss_reduction == "mean" else 1
-        # DistributedDataParallel averages over ranks; slices differ in size, so undo its average.
-        (loss * self.world.size / divisor).backward()
-        norm = self.world.norm(p.grad for p in self.model.parameters()) * divisor
+    def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
+        self._observer.begin()
+        divisor = max(batch_size, 1) if self.spec.workload.loss_reduction == "mean" else 1
+        losses = []
+        for part in parts:
+            with autocast(self.spec, self.world):
+                loss = self.criterion(self.model(part.inputs, part.key_padding_mask), part.targets)
+            # DistributedDataParallel averages over ranks; slices differ in size, so undo its average.
+            (loss * self.world.size / divisor).backward()
+            losses.append(self.criterion.losses[: len(part)])
+        with self._observer.measuring():
+            self._observer.update([p.grad * divisor for p in self.model.parameters() if p.requires_grad], None)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        assert self.criterion.losses is not None
-        return StepOutcome(self.criterion.losses, None, norm)
+        self.schedule.step()
+        return StepOutcome(torch.cat(losses), None, **vars(self._observer.finish()))
+
+    def save(self, path: Path) -> None:
+        torch.save({name: part.state_dict() for name, part in self._stateful().items()}, path)
+
+    def load(self, path: Path) -> None:
+        saved = torch.load(path, map_location=self.world.device)
+        for name, part in self._stateful().items():
+            part.load_state_dict(saved[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def starts(self) -> dict[str, ParameterStart]:
+        return self._observer.starts()
 
     def parameters(self) -> Iterable[Tensor]:
         return self.model.parameters()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from service.contract import Device
-from worker.training.data import rank_slice
+from service.contract.slices import Shares
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,43 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.item()
 
-    def gather_samples(self, local: Tensor, batch_size: int) -> Tensor:
-        """Per-sample values (local B) of all ranks in sample order (global B); a rank without samples gives one."""
+    def gather_samples(self, local: Tensor, shares: Shares) -> Tensor:
+        """Per-sample values of all ranks in the order of the global batch (B, ...), dealt as `shares` say.
+
+        `local` (local B, ...) has this rank's values, virtual step by virtual step, and none for a sample without
+        weight.
+        """
         if self.size == 1:
             return local
-        bounds = [rank_slice(batch_size, rank, self.size) for rank in range(self.size)]
-        longest = max(stop - start for start, stop in bounds)
-        padded = local.new_zeros(longest)
+        mine = [torch.cat([torch.arange(p[rank].start, p[rank].stop) for p in shares]) for rank in range(self.size)]
+        padded = local.new_zeros(max(len(indices) for indices in mine), *local.shape[1:])
         padded[: len(local)] = local
-        gathered = [torch.empty_like(padded) for _ in bounds]
+        gathered = [torch.empty_like(padded) for _ in mine]
         dist.all_gather(gathered, padded)
-        parts = zip(gathered, bounds, strict=True)
-        return torch.cat([values[: stop - start] for values, (start, stop) in parts])
+        values = local.new_empty(sum(len(indices) for indices in mine), *local.shape[1:])
+        for indices, theirs in zip(mine, gathered, strict=True):
+            values[indices.to(values.device)] = theirs[: len(indices)]
+        return values
 
+    @torch.no_grad()
     def norm(self, tensors: Iterable[Tensor]) -> float:
         """L2 norm of all `tensors` together, accumulated in float64; sharded ones are summed over ranks.
 
         All tensors must be DTensors sharded over the world, or all must be whole on every rank.
         """
-        square = torch.zeros((), dtype=torch.float64, device=self.device)
-        sharded = False
-        for tensor in tensors:
-            if isinstance(tensor, DTensor):
-                sharded, tensor = True, tensor.to_local()
-            square += torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64).square()
+        tensors = list(tensors)
+        sharded = any(isinstance(tensor, DTensor) for tensor in tensors)
+        if not tensors:
+            return 0.0
+        parts = [local_of(tensor) for tensor in tensors]
+        square = torch.stack(torch._foreach_norm(parts, 2, torch.float64)).square().sum()
         return (self.sum(square) if sharded else square).sqrt().item()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """What of a tensor lies on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,76 +1,11 @@
-"""Every mode against the float64 oracle: same losses, norms and parameters, noise included.
-
-Several ranks run under real torchrun; one rank runs in this process, which has paid for importing torch already.
-"""
+"""Every mode against the float64 oracle: same losses, norms and parameters, noise included."""
 
 import math
-import socket
 
 import pytest
 
-from service.contract import RECORD_FILE, ArmSpec, Head, LossReduction, Mode
-from tests.worker.workloads import cpu_arm, run, tiny
-from worker.conductor.arm import RecordReader
-from worker.training.loop import train
-from worker.training.recorder import Progress
-from worker.training.world import World
-
-# Relative, in float32 after three Adam steps on a tiny model.
-NORM, STATE = 1e-5, 1e-5
-
-
-@pytest.fixture(scope="module")
-def world():
-    """This process as a world of one rank."""
-    with socket.socket() as probe, pytest.MonkeyPatch.context() as patch:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-        probe.close()
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-            patch.setenv(name, value)
-        world = World.join(cpu_arm(Mode.FLASH).device)
-        yield world
-        world.leave()
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory, world):
-    """Runs an arm once and keeps its record: (mode, world size, workload changes) → record."""
-    records = {}
-
-    def record(mode, world_size=1, dtype="fp32", **changes):
-        key = (mode, world_size, dtype, repr(sorted(changes.items())))
-        if key not in records:
-            folder = tmp_path_factory.mktemp("arm")
-            arm = cpu_arm(mode, world_size, dtype=dtype)
-            if world_size == 1:
-                train(ArmSpec(workload=tiny(**changes), arm=arm), folder, world, Progress())
-                reader = RecordReader(folder / RECORD_FILE)
-                assert list(reader.read())
-                records[key] = reader.record
-            else:
-                outcome = run(tiny(**changes), arm, folder)
-                log = (folder / "log.txt").read_text(errors="replace")
-                assert outcome.error is None, f"{outcome.error.message}\n{log[-3000:]}"
-                records[key] = outcome.record
-        return records[key]
-
-    return record
-
-
-def assert_same_training(record, oracle):
-    assert [step.step for step in record.steps] == [1, 2, 3]
-    assert [step.batch_size for step in record.steps] == [8, 8, 3]
-    for ours, exact in zip(record.steps, oracle.steps, strict=True):
-        assert ours.loss == pytest.approx(exact.loss, rel=STATE)
-        assert ours.grad_norms == pytest.approx(exact.grad_norms, rel=NORM)
-        assert ours.grad_norm_mean == pytest.approx(exact.grad_norm_mean, rel=NORM)
-        assert ours.grad_norm_max == pytest.approx(exact.grad_norm_max, rel=NORM)
-        assert ours.clipped_share == exact.clipped_share
-        assert ours.clipped_grad_norm == pytest.approx(exact.clipped_grad_norm, rel=STATE)
-        assert ours.parameter_norm == pytest.approx(exact.parameter_norm, rel=STATE)
-    assert record.end.epsilon == oracle.end.epsilon
-    assert record.start.num_parameters == oracle.start.num_parameters
+from service.contract import Head, LossReduction, Mode
+from tests.worker.training.closeness import NORM, STATE, assert_same_training
 
 
 # World sizes past one: the last batch has 3 samples, so slices are uneven at 2 and one is empty at 4.
@@ -94,9 +29,17 @@ def assert_same_training(record, oracle):
 def test_a_mode_trains_as_the_oracle_does(recorded, mode, world_size):
     record = recorded(mode, world_size)
     assert_same_training(record, recorded(Mode.ORACLE))
+    assert [step.batch_size for step in record.steps] == [8, 8, 3]
+    clipped = [step.clipped_share for step in record.steps]
+    assert clipped == [step.clipped_share for step in recorded(Mode.ORACLE).steps]
     assert record.start.kernels == ("torch" if mode.flash else None)
     assert record.start.world_size == world_size
+    if world_size > 1 and not mode.sharded:
+        heads = [parameter.noise_heads for step in record.steps for parameter in step.parameters.values()]
+        assert all(any(own[0]) and not any(any(other) for other in own[1:]) for own in heads)
     assert all(step.step_time > 0 and step.peak_memory > 0 for step in record.steps)
+    shown = [parameter.sample_norms for step in record.steps for parameter in step.parameters.values()]
+    assert {norms is not None for norms in shown} == {mode is not Mode.GHOST_FSDP}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +68,10 @@ def test_ghost_fsdp_halves_the_update_with_sum_and_the_record_shows_it(recorded)
     assert record.steps[0].grad_norms == pytest.approx(oracle.steps[0].grad_norms, rel=NORM)
     halved = oracle.steps[0].clipped_grad_norm / 2
     assert record.steps[0].clipped_grad_norm == pytest.approx(halved, rel=STATE)
+    for name, right in oracle.steps[0].parameters.items():
+        ours = record.steps[0].parameters[name]
+        assert ours.clipped_grad.norm == pytest.approx(right.clipped_grad.norm / 2, rel=STATE, abs=STATE)
+        assert ours.noise.projections == pytest.approx(right.noise.projections, abs=STATE * right.noise.norm)
 
 
 def test_plain_training_is_the_same_at_every_world_size(recorded):
