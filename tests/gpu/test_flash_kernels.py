@@ -31,6 +31,9 @@ SHAPES = [
     (2, 1024, 1024, 1024),
     (1, 2049, 96, 100),
     (0, 8, 16, 16),
+    # TMA, and more tiles than one wave with some left to cut
+    (3, 300, 1000, 2000),
+    (8, 1024, 512, 640),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -57,6 +60,9 @@ def random(*shape, dtype, layout="contiguous"):
     [
         (torch.float32, ("contiguous", "contiguous"), "ieee"),
         (torch.float32, ("transposed", "strided"), "tf32x3"),
+        (torch.float32, ("contiguous", "contiguous"), "tf32x3"),
+        (torch.float32, ("contiguous", "transposed"), "fp16x3"),
+        (torch.bfloat16, ("contiguous", "contiguous"), "fp16x3"),
         (torch.bfloat16, ("transposed", "contiguous"), "ieee"),
         (torch.float16, ("contiguous", "strided"), "ieee"),
     ],
@@ -71,6 +77,21 @@ def test_linear(kernels, shape, dtype, layouts, precision):
         norms.close(form(a, g, input_precision=precision), expected)
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3", "fp16x3"])
+@pytest.mark.parametrize("shape", [(4, 512, 1024, 1024), (2, 1500, 768, 3072), (1, 300, 4096, 333)])
+def test_float32_is_accurate_to_1e_6(kernels, shape, precision):
+    """Of the squared norm, with samples and tokens of very different size."""
+    torch.manual_seed(0)
+    batch, tokens, d_in, d_out = shape
+    a = random(batch, tokens, d_in, dtype=torch.float32) * torch.logspace(-2, 2, tokens, device="cuda")[:, None]
+    g = random(batch, tokens, d_out, dtype=torch.float32) * torch.logspace(-6, 0, batch, device="cuda")[:, None, None]
+    expected = norms.linear(a, g)
+    for form in (kernels.linear_direct, kernels.linear_gram):
+        found = form(a, g, input_precision=precision)
+        assert ((found - expected).abs() / expected).max() < 1e-6
+        assert torch.equal(form(a, g, input_precision=precision), found)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_column_sum_and_layer_norm(kernels, shape, dtype):
@@ -80,7 +101,21 @@ def test_column_sum_and_layer_norm(kernels, shape, dtype):
     norms.close(kernels.column_sum(g), norms.column_sum(g))
     if width > 1:
         for x in (random(batch, tokens, width, dtype=dtype), random(batch, tokens, width, dtype=torch.float32)):
-            norms.close(kernels.layer_norm_weight(x, g, 1e-5), norms.layer_norm(x, g, 1e-5))
+            norms.close(kernels.layer_norm_gradients(x, g, 1e-5).square().sum(1), norms.layer_norm(x, g, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 12, 1), (2, 64, 1024), (5, 30, 77)])
+def test_rms_norm_and_group_norm(kernels, shape, dtype):
+    torch.manual_seed(0)
+    x = random(*shape, dtype=dtype)
+    g = random(*shape, dtype=dtype, layout="transposed")
+    norms.close(kernels.rms_norm_gradients(x, g, 1e-5).square().sum(1), norms.rms_norm(x, g, 1e-5))
+    for groups in (1, 2, shape[1]):
+        if shape[1] // groups * shape[2] > 1:
+            norms.close(
+                kernels.group_norm_gradients(x, g, groups, 1e-5).square().sum(1), norms.group_norm(x, g, groups, 1e-5)
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,17 +138,20 @@ def test_offsets_beyond_two_to_the_31(kernels):
     norms.close(kernels.linear_direct(view, view, input_precision="ieee"), norms.linear(view, view))
     norms.close(kernels.linear_gram(view, view, input_precision="ieee"), norms.linear(view, view))
     norms.close(kernels.column_sum(view), norms.column_sum(view))
-    norms.close(kernels.layer_norm_weight(view, view, 1e-5), norms.layer_norm(view, view, 1e-5))
+    norms.close(kernels.layer_norm_gradients(view, view, 1e-5).square().sum(1), norms.layer_norm(view, view, 1e-5))
     ids = torch.randint(0, 4, (2, 16), device="cuda")
     norms.close(kernels.embedding_weight(ids, view, None), norms.embedding(ids, view, None))
 
 
 def test_the_same_bits_twice(kernels):
     a, g = random(4, 300, 200, dtype=torch.float32), random(4, 300, 100, dtype=torch.float32)
+    x, y = random(8, 1024, 512, dtype=torch.bfloat16), random(8, 1024, 640, dtype=torch.bfloat16)
     ids = torch.randint(0, 9, (4, 300), device="cuda")
     for compute in (
         lambda: kernels.linear_direct(a, g, input_precision="ieee"),
         lambda: kernels.linear_gram(a, g, input_precision="ieee"),
+        lambda: kernels.linear_direct(x, y, input_precision="ieee"),
+        lambda: kernels.linear_gram(x, y, input_precision="ieee"),
         lambda: kernels.embedding_weight(ids, g, None),
     ):
         assert torch.equal(compute(), compute())

@@ -1,10 +1,11 @@
 """Flash Clipping: `grad_sample_mode="flash"` and `"flash_fsdp"` for Opacus, with per-sample gradient norms that are
-computed without per-sample gradients and without a T×T matrix. It imports only torch, opacus and (when its kernels
-are asked for) triton, so it can be lifted out as a library. `PrivacyEngine` is the way in, and
-`register_flash_norm_sampler` teaches it another layer.
+computed without per-sample gradients and without a T×T matrix, and one backward instead of two. It imports only
+torch, opacus and (when its kernels are asked for) triton, so it can be lifted out as a library. `PrivacyEngine` is
+the way in; `register_flash_norm_sampler` teaches it another layer.
 """
 
 from worker.flash.backend import Backend, get_backend
+from worker.flash.contributions import Contribution, PerSample
 from worker.flash.engine import PrivacyEngine
 from worker.flash.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
 from worker.flash.optimizer import FSDPOptimizerFlash
@@ -13,9 +14,11 @@ from worker.flash.samplers import FLASH_NORM_SAMPLERS, register_flash_norm_sampl
 __all__ = [
     "FLASH_NORM_SAMPLERS",
     "Backend",
+    "Contribution",
     "FSDPOptimizerFlash",
     "GradSampleModuleFlash",
     "GradSampleModuleFlashFSDP",
+    "PerSample",
     "PrivacyEngine",
     "get_backend",
     "register_flash_norm_sampler",

@@ -8,16 +8,16 @@ from types import ModuleType
 import torch
 
 KERNELS = ("triton", "torch")
-INPUT_PRECISIONS = ("ieee", "tf32x3")
+INPUT_PRECISIONS = ("ieee", "tf32x3", "fp16x3")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """The four squared-norm functions and how they were chosen.
+    """The functions of per-sample norms and gradients, and how they were chosen.
 
-    Every function takes the sample dimension first and returns squared norms of shape (B,), in float64 for float64
-    inputs and in float32 otherwise. Products of float32 inputs follow `input_precision`; bfloat16 and float16
-    inputs are multiplied exactly and accumulated in float32.
+    Every function takes the sample dimension first and returns squared norms of shape (B,), or per-sample gradients
+    where those are small, in float64 for float64 inputs and in float32 otherwise. Products of float32 inputs follow
+    `input_precision`; bfloat16 and float16 inputs are multiplied exactly and accumulated in float32.
     """
 
     kernels: str
@@ -29,20 +29,28 @@ class Backend:
         self._check(activations, backprops)
         return self.functions.linear_weight(activations, backprops, input_precision=self.input_precision)
 
-    def column_sum(self, backprops: torch.Tensor) -> torch.Tensor:
-        """‖Σ_t g_t‖² of backprops (B, T, d): the gradient of a bias."""
-        self._check(backprops)
-        return self.functions.column_sum(backprops)
-
     def embedding_weight(self, ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
         """Σ_v ‖Σ_{t: ids_t = v} g_t‖² of ids (B, T) and backprops (B, T, d), rows at `padding_idx` left out."""
         self._check(ids, backprops)
         return self.functions.embedding_weight(ids, backprops, padding_idx)
 
-    def layer_norm_weight(self, activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-        """‖Σ_t g_t ⊙ x̂_t‖² of activations and backprops (B, T, d), with x̂ = (x − mean) / sqrt(var + eps) over d."""
+    def layer_norm_gradients(self, activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
+        """Σ_t g_t ⊙ x̂_t, (B, d), of activations and backprops (B, T, d): x̂ = (x − mean) / sqrt(var + eps) over d."""
         self._check(activations, backprops)
-        return self.functions.layer_norm_weight(activations, backprops, eps)
+        return self.functions.layer_norm_gradients(activations, backprops, eps)
+
+    def rms_norm_gradients(self, activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
+        """Σ_t g_t ⊙ x̂_t, (B, d), of activations and backprops (B, T, d): x̂ = x / sqrt(mean(x²) + eps) over d."""
+        self._check(activations, backprops)
+        return self.functions.rms_norm_gradients(activations, backprops, eps)
+
+    def group_norm_gradients(
+        self, activations: torch.Tensor, backprops: torch.Tensor, groups: int, eps: float
+    ) -> torch.Tensor:
+        """Σ_s g_cs x̂_cs, (B, C), of activations and backprops (B, C, S): x̂ has mean 0 and deviation 1 over the
+        channels and positions of each group of channels."""
+        self._check(activations, backprops)
+        return self.functions.group_norm_gradients(activations, backprops, groups, eps)
 
     def check_device(self, device: torch.device) -> None:
         """Raises ValueError where these kernels cannot run on tensors of `device`."""
@@ -62,8 +70,11 @@ def get_backend(kernels: str, input_precision: str = "ieee") -> Backend:
 
     Args:
         kernels: "triton" or "torch".
-        input_precision: how float32 operands are multiplied by the Triton kernels: "ieee" or "tf32x3". Plain tf32
-            is refused, its error of about 1e-3 is above what clipping is held to.
+        input_precision: how float32 operands are multiplied by the Triton kernels, each to float32 accuracy: "ieee"
+            on SIMT units; "tf32x3" on tensor cores, in three products of tf32; "fp16x3" on tensor cores, the
+            fastest: operands are scaled, split in two float16 and multiplied in three products (where a split does
+            not pay, tf32x3 or ieee). Plain tf32 is refused, its error of about 1e-3 is above what clipping is held
+            to.
 
     Raises:
         ValueError: unknown name. ImportError: "triton" where triton is not installed.

@@ -1,4 +1,4 @@
-"""The criterion and the loss it returns, whose `backward()` is the norm pass and the clipping pass."""
+"""The criterion and the loss it returns, whose `backward()` leaves clipped gradients."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from worker.flash.module import GradSampleModuleFlash
 
 
 class FlashLoss(DPTensorFastGradientClipping):
-    """A loss per sample, (B,), that knows how to run both backward passes."""
+    """A loss per sample, (B,), whose backward clips."""
 
     module: GradSampleModuleFlash
 
@@ -20,9 +20,9 @@ class FlashLoss(DPTensorFastGradientClipping):
         """
         losses = _per_sample(self.loss_per_sample)
         coefficients = self.module.norm_pass(losses)
-        self.optimizer.zero_grad()
-        with self.module.clipping_pass():
-            torch.sum(coefficients.to(losses.device) * losses).backward()
+        # To None: a cleared gradient would still take its memory.
+        self.optimizer.zero_grad(set_to_none=True)
+        self.module.write_gradients(coefficients)
 
 
 def _keep_type(name: str) -> Any:

@@ -7,8 +7,7 @@ import opacus
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel as DPDDP
 from opacus.grad_sample import AbstractGradSampleModule
-from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-from opacus.optimizers.ddpoptimizer_fast_gradient_clipping import DistributedDPOptimizerFastGradientClipping
+from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -17,9 +16,11 @@ from torch.utils.data import DataLoader
 from worker.flash.backend import get_backend
 from worker.flash.criterion import FlashCriterion
 from worker.flash.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
-from worker.flash.optimizer import FSDPOptimizerFlash
+from worker.flash.optimizer import DistributedDPOptimizerFlash, DPOptimizerFlash, FSDPOptimizerFlash
 
-WRAPPERS = {"flash": GradSampleModuleFlash, "flash_fsdp": GradSampleModuleFlashFSDP}
+# Opacus is given these names, so that one with flash modes of its own does not take ours for them.
+INNER_NAMES = {"flash": "clipwatch", "flash_fsdp": "clipwatch_sharded"}
+WRAPPERS = {"clipwatch": GradSampleModuleFlash, "clipwatch_sharded": GradSampleModuleFlashFSDP}
 
 
 class PrivacyEngine(opacus.PrivacyEngine):
@@ -29,12 +30,12 @@ class PrivacyEngine(opacus.PrivacyEngine):
     modes, as Opacus does for "ghost".
     """
 
-    def __init__(self, *args: Any, kernels: str = "triton", input_precision: str = "ieee", **kwargs: Any):
+    def __init__(self, *args: Any, kernels: str = "triton", input_precision: str = "fp16x3", **kwargs: Any):
         """
         Args:
             args, kwargs: as of `opacus.PrivacyEngine`.
             kernels: who computes norms, "triton" or "torch". Never replaced by the other on its own.
-            input_precision: how the Triton kernels multiply float32, "ieee" or "tf32x3".
+            input_precision: how the Triton kernels multiply float32, "fp16x3", "tf32x3" or "ieee": see `get_backend`.
 
         Raises:
             ValueError: unknown `kernels` or `input_precision`; from `make_private`, once a flash mode is asked for.
@@ -64,8 +65,9 @@ class PrivacyEngine(opacus.PrivacyEngine):
         """
         if criterion is not None:
             kwargs["criterion"] = criterion
-        kwargs.update(module=module, loss_reduction=loss_reduction, grad_sample_mode=grad_sample_mode)
-        if grad_sample_mode not in WRAPPERS:
+        inner_name = INNER_NAMES.get(grad_sample_mode, grad_sample_mode)
+        kwargs.update(module=module, loss_reduction=loss_reduction, grad_sample_mode=inner_name)
+        if inner_name not in WRAPPERS:
             return super().make_private(**kwargs)
         _refuse(module, grad_sample_mode, kwargs)
         module, optimizer, data_loader = super().make_private(**kwargs)
@@ -75,7 +77,7 @@ class PrivacyEngine(opacus.PrivacyEngine):
 
     def _prepare_model(self, module: nn.Module, **kwargs: Any) -> Any:
         mode = kwargs["grad_sample_mode"]
-        self._sharded = mode == "flash_fsdp"
+        self._sharded = mode == INNER_NAMES["flash_fsdp"]
         if mode not in WRAPPERS:
             return super()._prepare_model(module, **kwargs)
         self.validate(module=module, optimizer=None, data_loader=None)
@@ -115,7 +117,7 @@ class PrivacyEngine(opacus.PrivacyEngine):
             )
         if self._sharded and not distributed:
             expected_batch_size /= torch.distributed.get_world_size()
-        flat = DistributedDPOptimizerFastGradientClipping if distributed else DPOptimizerFastGradientClipping
+        flat = DistributedDPOptimizerFlash if distributed else DPOptimizerFlash
         return (FSDPOptimizerFlash if self._sharded else flat)(
             optimizer.original_optimizer if isinstance(optimizer, DPOptimizer) else optimizer,
             expected_batch_size=expected_batch_size,

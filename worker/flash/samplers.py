@@ -1,4 +1,4 @@
-"""Norm samplers of Flash Clipping, by layer type, and how to register another."""
+"""Samplers of Flash Clipping, by layer type, and how to register another."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 from worker.flash.backend import Backend
+from worker.flash.contributions import Contribution, PerSample, Product, Rows
+from worker.flash.windows import Conv, Windows
 
-FlashNormSampler = Callable[[nn.Module, list[torch.Tensor], torch.Tensor, Backend], dict[nn.Parameter, torch.Tensor]]
+Contributions = dict[nn.Parameter, Contribution]
+FlashNormSampler = Callable[[nn.Module, list[torch.Tensor], torch.Tensor, Backend], Contributions]
 
 FLASH_NORM_SAMPLERS: dict[type[nn.Module], FlashNormSampler] = {}
 
@@ -18,8 +21,10 @@ def register_flash_norm_sampler(
     """Registers the decorated function as the flash norm sampler of one or several layer types.
 
     The function gets `(layer, activations, backprops, backend)`: the layer's inputs and the gradient of the summed
-    loss by its output, batch first, and the `Backend` that the engine was given. It returns, for each parameter
-    that requires a gradient, the per-sample norms of shape (B,). The type must match exactly, as in Opacus.
+    loss by its output, batch first, and the `Backend` that the engine was given. It returns a `Contribution` for each
+    parameter that requires a gradient: it knows that parameter's per-sample norms and, later, its clipped gradient.
+    Under FSDP the layer's parameters are whole only while the function runs. The type must match exactly, as in
+    Opacus.
     """
 
     def decorator(function: FlashNormSampler) -> FlashNormSampler:
@@ -32,48 +37,94 @@ def register_flash_norm_sampler(
 
 
 @register_flash_norm_sampler(nn.Linear)
-def linear_norms(
+def linear(
     layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
-) -> dict[nn.Parameter, torch.Tensor]:
-    """Norms of a Linear's weight and bias; activations (B, ..., d_in), backprops (B, ..., d_out)."""
-    norms = {}
+) -> Contributions:
+    """Weight and bias of a Linear; activations (B, ..., d_in), backprops (B, ..., d_out)."""
+    found: Contributions = {}
     g = _tokens(backprops, 1)
     if layer.weight.requires_grad:
         # Under autocast both operands of the gradient's product have the output's dtype.
-        norms[layer.weight] = backend.linear_weight(_tokens(activations[0], 1).to(g.dtype), g).sqrt()
-    if layer.bias is not None and layer.bias.requires_grad:
-        norms[layer.bias] = backend.column_sum(g).sqrt()
-    return norms
+        found[layer.weight] = Product(_tokens(activations[0], 1).to(g.dtype), g)
+    return found | _bias(layer, g)
 
 
 @register_flash_norm_sampler(nn.Embedding)
-def embedding_norms(
+def embedding(
     layer: nn.Embedding, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
-) -> dict[nn.Parameter, torch.Tensor]:
-    """Norms of an Embedding's weight; activations (B, ...) of ids, backprops (B, ..., d).
+) -> Contributions:
+    """Weight of an Embedding; activations (B, ...) of ids, backprops (B, ..., d).
 
     Raises:
         NotImplementedError: `scale_grad_by_freq` mixes the samples of a batch; `sparse` gradients cannot be noised.
     """
     if layer.scale_grad_by_freq or layer.sparse:
         raise NotImplementedError("nn.Embedding with scale_grad_by_freq or sparse gradients cannot be made private")
-    ids = activations[0].reshape(activations[0].shape[0], -1)
-    return {layer.weight: backend.embedding_weight(ids, _tokens(backprops, 1), layer.padding_idx).sqrt()}
+    ids = activations[0].reshape(len(activations[0]), activations[0].shape[1:].numel())
+    return {layer.weight: Rows(ids, _tokens(backprops, 1), layer.num_embeddings, layer.padding_idx)}
 
 
 @register_flash_norm_sampler(nn.LayerNorm)
-def layer_norm_norms(
+def layer_norm(
     layer: nn.LayerNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
-) -> dict[nn.Parameter, torch.Tensor]:
-    """Norms of a LayerNorm's weight and bias; activations and backprops (B, ..., *normalized_shape)."""
-    norms = {}
-    last = len(layer.normalized_shape)
-    g = _tokens(backprops, last)
+) -> Contributions:
+    """Weight and bias of a LayerNorm; activations and backprops (B, ..., *normalized_shape)."""
+    found: Contributions = {}
+    shape = tuple(layer.normalized_shape)
+    g = _tokens(backprops, len(shape))
     if layer.weight.requires_grad:
-        norms[layer.weight] = backend.layer_norm_weight(_tokens(activations[0], last), g, layer.eps).sqrt()
-    if layer.bias is not None and layer.bias.requires_grad:
-        norms[layer.bias] = backend.column_sum(g).sqrt()
-    return norms
+        gradients = backend.layer_norm_gradients(_tokens(activations[0], len(shape)), g, layer.eps)
+        found[layer.weight] = PerSample(gradients.view(-1, *shape))
+    return found | _bias(layer, g)
+
+
+@register_flash_norm_sampler(nn.RMSNorm)
+def rms_norm(
+    layer: nn.RMSNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight of an RMSNorm; activations and backprops (B, ..., *normalized_shape)."""
+    shape = tuple(layer.normalized_shape)
+    x = _tokens(activations[0], len(shape))
+    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+    gradients = backend.rms_norm_gradients(x, _tokens(backprops, len(shape)), eps)
+    return {layer.weight: PerSample(gradients.view(-1, *shape))}
+
+
+@register_flash_norm_sampler(nn.GroupNorm)
+def group_norm(
+    layer: nn.GroupNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight and bias of a GroupNorm; activations and backprops (B, C, ...)."""
+    found: Contributions = {}
+    x, g = _positions(activations[0]), _positions(backprops)
+    if layer.weight.requires_grad:
+        found[layer.weight] = PerSample(backend.group_norm_gradients(x, g, layer.num_groups, layer.eps))
+    return found | _bias(layer, g.transpose(1, 2))
+
+
+@register_flash_norm_sampler([nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def convolution(
+    layer: Conv, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight and bias of a convolution; activations (B, C_in, ...), backprops (B, C_out, ...)."""
+    found: Contributions = {}
+    if layer.weight.requires_grad:
+        found[layer.weight] = Windows(layer, activations[0].to(backprops.dtype), backprops)
+    return found | _bias(layer, _positions(backprops).transpose(1, 2))
+
+
+def _bias(layer: nn.Module, g: torch.Tensor) -> Contributions:
+    """Σ_t g_t of each sample for backprops (B, T, d), where the layer has a trainable bias."""
+    bias = layer.bias
+    if bias is None or not bias.requires_grad:
+        return {}
+    sums = g.sum(1, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32)
+    return {bias: PerSample(sums.view(-1, *bias.shape))}
+
+
+def _positions(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, C, ...) as (B, C, positions)."""
+    return tensor.reshape(*tensor.shape[:2], tensor.shape[2:].numel())
 
 
 def _tokens(tensor: torch.Tensor, last: int) -> torch.Tensor:

@@ -48,12 +48,6 @@ def _gram(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     return total.clamp_(min=0)
 
 
-def column_sum(backprops: torch.Tensor) -> torch.Tensor:
-    """‖Σ_t g_t‖², (B,); see `Backend.column_sum`."""
-    out = _empty_result(backprops)
-    return _square_sum(backprops.sum(dim=1, dtype=out.dtype))
-
-
 def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
     """Σ_v ‖Σ_{t: ids_t = v} g_t‖², (B,); see `Backend.embedding_weight`."""
     batch, tokens, width = backprops.shape
@@ -73,14 +67,19 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
     return out
 
 
-def layer_norm_weight(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-    """‖Σ_t g_t ⊙ x̂_t‖², (B,); see `Backend.layer_norm_weight`."""
-    batch, tokens, width = backprops.shape
-    out = _empty_result(backprops)
-    for rows in _chunks(batch, tokens * width):
-        normal = F.layer_norm(activations[rows].to(out.dtype), (width,), eps=eps)
-        out[rows] = _square_sum((normal * backprops[rows]).sum(dim=1))
-    return out
+def layer_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
+    """Σ_t g_t ⊙ x̂_t, (B, d); see `Backend.layer_norm_gradients`."""
+    return (F.layer_norm(_wide(activations), activations.shape[2:], eps=eps) * backprops).sum(dim=1)
+
+
+def rms_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
+    """Σ_t g_t ⊙ x̂_t, (B, d); see `Backend.rms_norm_gradients`."""
+    return (F.rms_norm(_wide(activations), activations.shape[2:], eps=eps) * backprops).sum(dim=1)
+
+
+def group_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
+    """Σ_s g_cs x̂_cs, (B, C); see `Backend.group_norm_gradients`."""
+    return (F.group_norm(_wide(activations), groups, eps=eps) * backprops).sum(dim=2)
 
 
 def _chunks(batch: int, elements_per_sample: int) -> Iterator[slice]:

@@ -15,12 +15,22 @@ from torch.distributed.tensor import DTensor
 from tests.worker.flash.model import make_model, make_private, pairwise, unwrapped
 
 CASES = [("flash_fsdp", *case) for case in pairwise(["mean", "sum"], [0.0, 1.0])]
-CASES += [("flash", "mean", 1.0), ("flash", "sum", 0.0)]
+CASES += [("flash", "mean", 1.0), ("flash", "sum", 0.0), ("hsdp", "mean", 1.0)]
 LR = 0.02
 
 
 def shard(model):
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return shard_over(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def shard_hybrid(model):
+    """HSDP: replicated over all ranks but pairs, sharded over those."""
+    world = dist.get_world_size()
+    shape = (world // 2, 2) if world % 2 == 0 and world > 2 else (world, 1)
+    return shard_over(model, init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
+
+
+def shard_over(model, mesh):
     for layer in (model.token, model.query, model.gain, model.group, model.shift, model.up, model.norm):
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -44,7 +54,7 @@ def train(mode, reduction, sigma, rank, world, wrap):
     engine, module, optimizer, criterion, loader = make_private(
         model, mode, reduction=reduction, sigma=sigma, optimizer=optimizer
     )
-    norms, sums, gradients = [], [], []
+    norms, gradients = [], []
     for ids, labels in loader:
         for half in range(2):
             indices = range(len(ids))[half::2]
@@ -55,12 +65,10 @@ def train(mode, reduction, sigma, rank, world, wrap):
             norms.append(gathered(dict(zip(mine, module.per_sample_gradient_norms.tolist(), strict=True)), world))
             optimizer.step()
         gradients.append({name: full(p.grad) for name, p in unwrapped(module).items()})
-        sums.append({name: full(p.summed_grad) for name, p in unwrapped(module).items()})
     parameters = {name: full(p) for name, p in unwrapped(module).items()}
     return {
         "norms": norms,
         "gradients": gradients,
-        "sums": sums,
         "parameters": parameters,
         "history": engine.accountant.history,
         "samplers": sorted(module.samplers().values()),
@@ -80,9 +88,11 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     results = {}
+    wrappers = {"flash": ("flash", DPDDP), "flash_fsdp": ("flash_fsdp", shard), "hsdp": ("flash_fsdp", shard_hybrid)}
     for case in CASES:
-        mode, reduction, sigma = case
-        results[case] = train(mode, reduction, sigma, rank, world, shard if mode == "flash_fsdp" else DPDDP)
+        name, reduction, sigma = case
+        mode, wrap = wrappers[name]
+        results[case] = train(mode, reduction, sigma, rank, world, wrap)
     if rank == 0:
         torch.save(results, sys.argv[1])
     dist.barrier()

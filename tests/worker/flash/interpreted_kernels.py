@@ -1,5 +1,8 @@
 """The Triton kernels under TRITON_INTERPRET=1, against float64. Run by test_kernels.py in a process of its own."""
 
+import math
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +11,12 @@ from hypothesis import strategies as st
 from tests.worker.flash import norms
 from tests.worker.flash.model import make_data, make_model, make_private, relative
 from worker.flash import kernels
+from worker.flash.backend import INPUT_PRECISIONS
+from worker.flash.kernels.linear_direct import direct
+from worker.flash.kernels.linear_gram import Blocks as GramBlocks
+from worker.flash.kernels.linear_gram import cut, gram
+from worker.flash.kernels.operand import describable
+from worker.flash.kernels.split import multiplied, split
 
 torch.set_num_threads(1)
 awkward = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -22,15 +31,121 @@ def test_linear(form, data):
     batch, length, dtype = data.draw(batches), data.draw(tokens), data.draw(dtypes)
     a = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
     g = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
-    norms.close(form(a, g, input_precision="ieee"), norms.linear(a, g))
+    norms.close(form(a, g, input_precision=data.draw(st.sampled_from(INPUT_PRECISIONS))), norms.linear(a, g))
 
 
+@pytest.mark.parametrize("precision", ["ieee", "fp16x3"])
 @pytest.mark.parametrize("form", [kernels.linear_direct, kernels.linear_gram])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 130, 200, 3), (2, 33, 3, 260), (1, 129, 17, 31)])
-def test_linear_over_several_tiles(form, shape):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 1, 1, 1), torch.float32),
+        ((1, 130, 200, 3), torch.float32),
+        ((2, 33, 3, 260), torch.float32),
+        ((1, 129, 17, 31), torch.float16),
+        # TMA can read these; tiles of the next two are cut, A or G in two parts.
+        ((2, 130, 72, 40), torch.bfloat16),
+        ((1, 100, 1600, 1600), torch.bfloat16),
+        ((1, 100, 1000, 2600), torch.bfloat16),
+        ((1, 260, 320, 280), torch.float32),
+    ],
+)
+def test_linear_over_several_tiles(form, shape, dtype, precision):
     batch, length, d_in, d_out = shape
-    a, g = torch.randn(batch, length, d_in), torch.randn(batch, length, d_out)
-    norms.close(form(a, g, input_precision="tf32x3"), norms.linear(a, g))
+    a, g = torch.randn(batch, length, d_in).to(dtype), torch.randn(batch, length, d_out).to(dtype)
+    norms.close(form(a, g, input_precision=precision), norms.linear(a, g))
+
+
+def test_which_tensors_a_descriptor_reads():
+    x = torch.zeros(2, 8, 16, dtype=torch.bfloat16)
+    assert describable(x)
+    assert describable(x[:, :, 8:])
+    for unreadable in (
+        x.transpose(1, 2),
+        x[:, :, 1:],
+        x[:, :, ::2],
+        x[:1].expand(2, -1, -1),
+        x[:0],
+        x[:, :, :3].clone(),
+    ):
+        assert not describable(unreadable)
+
+
+@given(
+    tiles=st.integers(1, 400),
+    widths=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    block=st.sampled_from([16, 64]),
+    programs=st.integers(1, 264),
+)
+@settings(derandomize=True, deadline=None)
+def test_parts_of_a_cut_tile_cover_every_feature_once(tiles, widths, block, programs):
+    cuts = cut(tiles, *widths, GramBlocks(64, block, 4, 3, 4), programs)
+    assert 0 <= cuts.whole <= tiles
+    if cuts.whole == tiles:
+        assert cuts.a + cuts.g == 0
+        return
+    assert cuts.whole % programs == 0
+    assert cuts.a + cuts.g >= 2
+    # One part more than planned where a tensor must have one of its own.
+    assert (tiles - cuts.whole) * (cuts.a + cuts.g - 1) <= programs
+    for parts, step, width in ((cuts.a, cuts.a_step, widths[0]), (cuts.g, cuts.g_step, widths[1])):
+        assert step % block == 0
+        assert (parts - 1) * step < width <= parts * step
+
+
+def in_pieces(form, a, g):
+    return multiplied(form, a, g, "fp16x3", reuse=1 << 30, otherwise="ieee")
+
+
+@pytest.mark.parametrize("form", [direct, gram])
+@given(data=st.data())
+@settings(awkward, max_examples=15)
+def test_linear_in_pieces(form, data):
+    """Samples of very different size, tokens of different size, any layout: 1e-6 of the norm."""
+    batch, length = data.draw(batches.filter(bool)), data.draw(tokens)
+    a = data.draw(norms.tensors(batch, length, data.draw(widths), torch.float32))
+    g = data.draw(norms.tensors(batch, length, data.draw(widths), torch.float32))
+    a = a * 10.0 ** data.draw(st.integers(-4, 4)) * torch.logspace(-2, 2, length)[:, None]
+    g = g * torch.logspace(-8, 8, batch)[:, None, None]
+    norms.close(in_pieces(form, a, g), norms.linear(a, g), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-8])
+@pytest.mark.parametrize("form", [direct, gram])
+def test_every_product_of_pieces_counts(form, size):
+    """One number times one number: nothing averages the error out."""
+    a, g = size * torch.randn(8, 1, 1), size * torch.randn(8, 1, 1)
+    expected = norms.linear(a, g)
+    assert ((in_pieces(form, a, g) - expected).abs() / expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("form", [direct, gram])
+def test_pieces_in_little_memory(form, monkeypatch):
+    a, g = torch.randn(5, 20, 33), torch.randn(5, 20, 50)
+    expected = in_pieces(form, a, g)
+    monkeypatch.setattr(sys.modules["worker.flash.kernels.split"], "_WORKSPACE", 2 * 4 * 20 * 83)
+    assert torch.equal(in_pieces(form, a, g), expected)
+
+
+@pytest.mark.parametrize("form", [direct, gram])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_pieces_of_a_sample_that_is_not_finite(form, bad):
+    a, g = torch.randn(3, 20, 33), torch.randn(3, 20, 50)
+    a[1, 7, 5] = bad
+    assert in_pieces(form, a, g).isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("form", [direct, gram])
+def test_pieces_of_zeros(form):
+    assert in_pieces(form, torch.zeros(2, 20, 33), torch.randn(2, 20, 50)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1.0, 1e20, 3e38])
+def test_pieces_add_up(size):
+    x = (torch.rand(2, 300, 40) * 2 - 1) * size
+    pieces, exponents = split(x)
+    high, low = (p.double() * 2.0 ** -exponents.double()[:, None, None] for p in pieces.chunk(2))
+    assert ((high + low - x.double()).abs() <= x.double().abs() * 2**-22 + size * 2**-38).all()
 
 
 @given(data=st.data())
@@ -43,17 +158,36 @@ def test_column_sum(data):
 
 
 @given(data=st.data())
-@awkward
+@settings(awkward, max_examples=15)
 def test_layer_norm(data):
     batch, length, width = data.draw(batches), data.draw(tokens), data.draw(st.integers(2, 150))
     x = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
     g = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
-    norms.close(kernels.layer_norm_weight(x, g, 1e-5), norms.layer_norm(x, g, 1e-5))
+    norms.close(kernels.layer_norm_gradients(x, g, 1e-5).square().sum(1), norms.layer_norm(x, g, 1e-5))
+
+
+@given(data=st.data())
+@settings(awkward, max_examples=10)
+def test_rms_norm(data):
+    batch, length, width = data.draw(batches), data.draw(st.integers(1, 40)), data.draw(st.integers(1, 150))
+    x = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
+    g = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
+    norms.close(kernels.rms_norm_gradients(x, g, 1e-5).square().sum(1), norms.rms_norm(x, g, 1e-5))
+
+
+@given(data=st.data())
+@settings(awkward, max_examples=15)
+def test_group_norm(data):
+    batch, groups, positions = data.draw(batches), data.draw(st.integers(1, 5)), data.draw(st.integers(2, 70))
+    channels = groups * data.draw(st.integers(1, 40))
+    x = data.draw(norms.tensors(batch, channels, positions, data.draw(dtypes)))
+    g = data.draw(norms.tensors(batch, channels, positions, data.draw(dtypes)))
+    norms.close(kernels.group_norm_gradients(x, g, groups, 1e-5).square().sum(1), norms.group_norm(x, g, groups, 1e-5))
 
 
 def test_layer_norm_far_from_zero():
     x, g = 300 + torch.randn(2, 9, 64), torch.randn(2, 9, 64)
-    norms.close(kernels.layer_norm_weight(x, g, 1e-5), norms.layer_norm(x, g, 1e-5), tolerance=3e-5)
+    norms.close(kernels.layer_norm_gradients(x, g, 1e-5).square().sum(1), norms.layer_norm(x, g, 1e-5), tolerance=3e-5)
 
 
 @given(data=st.data())
@@ -73,16 +207,17 @@ def test_no_tokens():
         kernels.linear_direct(empty, empty, input_precision="ieee"),
         kernels.linear_gram(empty, empty, input_precision="ieee"),
         kernels.column_sum(empty),
-        kernels.layer_norm_weight(empty, empty, 1e-5),
+        kernels.layer_norm_gradients(empty, empty, 1e-5).square().sum(1),
         kernels.embedding_weight(ids, empty, None),
     ):
         assert found.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_the_same_bits_twice():
-    a, g = torch.randn(2, 70, 33), torch.randn(2, 70, 50)
+@pytest.mark.parametrize("precision", INPUT_PRECISIONS)
+def test_the_same_bits_twice(precision):
+    a, g = torch.randn(1, 260, 33), torch.randn(1, 260, 50)
     for form in (kernels.linear_direct, kernels.linear_gram):
-        assert torch.equal(form(a, g, input_precision="ieee"), form(a, g, input_precision="ieee"))
+        assert torch.equal(form(a, g, input_precision=precision), form(a, g, input_precision=precision))
 
 
 def test_float64_is_refused():

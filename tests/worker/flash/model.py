@@ -6,7 +6,8 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from opacus.grad_sample import register_norm_sampler
+from opacus.grad_sample import register_grad_sampler, register_norm_sampler
+from opacus.grad_sample.group_norm import compute_group_norm_grad_sample
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -44,6 +45,13 @@ def shift_norms(layer, activations, backprops):
     return {layer.weight: backprops.flatten(1, -2).sum(1).norm(dim=1)}
 
 
+class Grouped(nn.GroupNorm):
+    """A layer with a grad sampler alone."""
+
+
+register_grad_sampler(Grouped)(compute_group_norm_grad_sample)
+
+
 class SmallModel(nn.Module):
     def __init__(self, *, bias: bool = True, width: int = 8):
         super().__init__()
@@ -52,7 +60,7 @@ class SmallModel(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=bias) for _ in range(4))
         self.gain = Gain(width)
-        self.group = nn.GroupNorm(2, width)  # Opacus has a grad sampler for it
+        self.group = Grouped(2, width)
         self.shift = Shift(width)
         self.up = nn.Linear(width, 4 * width, bias=bias)
         self.head = nn.Linear(4 * width, CLASSES)

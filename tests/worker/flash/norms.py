@@ -30,6 +30,14 @@ def layer_norm(x, g, eps):
     return (F.layer_norm(x.double(), x.shape[2:], eps=eps) * g.double()).sum(1).square().sum(1)
 
 
+def rms_norm(x, g, eps):
+    return (F.rms_norm(x.double(), x.shape[2:], eps=eps) * g.double()).sum(1).square().sum(1)
+
+
+def group_norm(x, g, groups, eps):
+    return (F.group_norm(x.double(), groups, eps=eps) * g.double()).sum(2).square().sum(1)
+
+
 def close(found, expected, tolerance=1e-5):
     """Norms (roots) agree to a relative tolerance, sample by sample."""
     assert found.shape == expected.shape

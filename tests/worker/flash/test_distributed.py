@@ -48,8 +48,6 @@ def test_the_same_numbers_at_every_world_size(world, single, tmp_path):
             assert all(mine[i] == pytest.approx(theirs[i], rel=1e-5) for i in theirs), case
         for step in range(3):
             check(ours["gradients"][step], expected["gradients"][step], case)
-            if case[0] == "flash_fsdp":  # there the sum is global before the noise; Opacus' DDP reduces after it
-                check(ours["sums"][step], expected["sums"][step], case)
         check(ours["parameters"], expected["parameters"], case)
 
 

@@ -1,5 +1,7 @@
 """One layer at a time through the engine, against one autograd call a sample in float64."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,8 @@ from opacus.layers import DPLSTM
 from torch import nn
 
 from tests.worker.flash import norms
-from tests.worker.flash.model import make_private, oracle, quiet_engine, relative
-from worker.flash import FLASH_NORM_SAMPLERS, get_backend, register_flash_norm_sampler
+from tests.worker.flash.model import Grouped, check_gradients, make_private, oracle, quiet_engine, relative
+from worker.flash import FLASH_NORM_SAMPLERS, PerSample, get_backend, register_flash_norm_sampler
 
 
 class Around(nn.Module):
@@ -48,6 +50,42 @@ def test_inputs_of_two_to_five_dimensions(layer, middle):
 def test_layer_norm_over_two_dimensions():
     model = nn.Sequential(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Linear(12, 4))
     x, labels = torch.randn(5, 3, 4), torch.arange(5) % 4
+    expected, _ = oracle(model, x, labels)
+    assert relative(norms_of(model, x, labels).per_sample_gradient_norms, expected) < 1e-5
+
+
+CONVOLUTIONS = {
+    "1d": (nn.Conv1d(4, 6, 3), (9,)),
+    "1d, same, dilated, no bias": (nn.Conv1d(4, 6, 4, padding="same", dilation=2, bias=False), (11,)),
+    "2d, strided, padded": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2)), (7, 6)),
+    "2d, groups, reflected": (nn.Conv2d(4, 6, 3, groups=2, padding=1, padding_mode="reflect", dilation=2), (8, 7)),
+    "2d, depthwise, 1 position": (nn.Conv2d(4, 8, 3, groups=4), (3, 3)),
+    "3d": (nn.Conv3d(4, 5, 2, padding=1), (3, 4, 3)),
+    "group norm": (nn.GroupNorm(2, 4), (5, 3)),
+    "group norm of vectors": (nn.GroupNorm(2, 4), ()),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_layers_with_channels(kind, monkeypatch):
+    torch.manual_seed(0)
+    layer, size = copy.deepcopy(CONVOLUTIONS[kind])
+    width = layer(torch.zeros(1, 4, *size)).numel()
+    model = nn.Sequential(nn.Unflatten(1, (4, *size)), layer, nn.Flatten(), nn.Linear(width, 4))
+    x, labels = torch.randn(5, 4 * torch.Size(size).numel()), torch.arange(5) % 4
+    expected, _ = oracle(model, x, labels)
+    module = norms_of(copy.deepcopy(model), x, labels)
+    assert module.samplers()["1"] == "flash"
+    assert relative(module.per_sample_gradient_norms, expected) < 1e-5
+    # Two samples at a time
+    monkeypatch.setattr("worker.flash.windows.COPIED", 2 * 3 * 6 * 4 * 9)
+    assert relative(norms_of(model, x, labels).per_sample_gradient_norms, expected) < 1e-5
+
+
+@pytest.mark.parametrize("eps", [None, 0.1])
+def test_rms_norm(eps):
+    model = nn.Sequential(nn.RMSNorm((3, 4), eps=eps), nn.Flatten(), nn.Linear(24, 4))
+    x, labels = torch.randn(5, 2, 3, 4), torch.arange(5) % 4
     expected, _ = oracle(model, x, labels)
     assert relative(norms_of(model, x, labels).per_sample_gradient_norms, expected) < 1e-5
 
@@ -116,7 +154,7 @@ def test_a_reused_layer_with_a_grad_sampler_adds_up():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.group, self.head = nn.GroupNorm(2, 4), nn.Linear(4, 4)
+            self.group, self.head = Grouped(2, 4), nn.Linear(4, 4)
 
         def forward(self, x):
             return self.head(self.group(torch.tanh(self.group(x))))
@@ -156,9 +194,10 @@ def test_linear_multiplies_in_the_dtype_of_its_output(outer, inner):
     """Under autocast a Linear casts its input to the output's dtype, and so does its gradient."""
     torch.manual_seed(0)
     layer, a, g = nn.Linear(6, 5), torch.randn(3, 4, 6).to(outer), torch.randn(3, 4, 5).to(inner)
-    found = FLASH_NORM_SAMPLERS[nn.Linear](layer, [a], g, get_backend("torch"))
-    norms.close(found[layer.weight].square(), norms.linear(a.to(inner), g))
-    norms.close(found[layer.bias].square(), norms.column_sum(g))
+    backend = get_backend("torch")
+    found = FLASH_NORM_SAMPLERS[nn.Linear](layer, [a], g, backend)
+    norms.close(found[layer.weight].squared_norms(backend), norms.linear(a.to(inner), g))
+    norms.close(found[layer.bias].squared_norms(backend), norms.column_sum(g))
 
 
 def test_activation_checkpointing():
@@ -184,17 +223,39 @@ def test_a_registered_sampler_is_used():
         pass
 
     @register_flash_norm_sampler([Doubled])
-    def zero_norms(layer, activations, backprops, backend):
-        assert backend.kernels == "torch"
-        return {p: backprops.new_full((len(backprops),), 3.0) for p in layer.parameters()}
+    def twice(layer, activations, backprops, backend):
+        return {layer.weight: PerSample(2 * torch.einsum("bi,bo->boi", activations[0], backprops))}
 
     try:
-        model = nn.Sequential(Doubled(4, 4))
-        module = norms_of(model, torch.randn(2, 4), torch.tensor([0, 1]))
+        torch.manual_seed(0)
+        model, x, labels = nn.Sequential(Doubled(4, 4, bias=False)), torch.randn(2, 4), torch.tensor([0, 1])
+        expected, _ = oracle(model, x, labels)
+        module = norms_of(model, x, labels)
         assert module.samplers() == {"0": "flash"}
-        assert module.per_sample_gradient_norms.tolist() == pytest.approx([18**0.5] * 2)
+        assert relative(module.per_sample_gradient_norms, 2 * expected) < 1e-5
     finally:
         del FLASH_NORM_SAMPLERS[Doubled]
+
+
+@pytest.mark.parametrize("kind", ["linear", "norm", "embedding"])
+def test_a_layer_that_is_called_twice_adds_up(kind):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.linear, self.norm = nn.Embedding(9, 6), nn.Linear(6, 6), nn.LayerNorm(6)
+
+        def forward(self, ids):
+            x = self.token(ids) + (self.token(ids.flip(1)) if kind == "embedding" else 0)
+            for _ in range(1 + (kind != "embedding")):
+                x = torch.tanh(self.norm(self.linear(x)) if kind == "linear" else self.linear(self.norm(x)))
+            return x.mean(1)
+
+    torch.manual_seed(0)
+    model, ids, labels = Twice(), torch.randint(9, (5, 3)), torch.arange(5)
+    expected, total = oracle(model, ids, labels)
+    module = norms_of(model, ids, labels)
+    assert relative(module.per_sample_gradient_norms, expected) < 1e-5
+    check_gradients({name: p.grad for name, p in model.named_parameters()}, total)
 
 
 def test_engine_states_its_kernels():

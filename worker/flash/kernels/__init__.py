@@ -1,13 +1,14 @@
 """The Triton kernels: squared per-sample norms that never write a per-sample gradient or a T×T matrix.
 
 Each file holds one operation. All are deterministic: a program writes the square sum of its tile to a buffer of
-partial sums, (B, tiles) in float32, and torch sums that. Inputs may have any strides; float32, bfloat16 and float16
-are accumulated in float32. Blocks are chosen by shape and dtype for Hopper; nothing is autotuned.
+partial sums, (B, tiles) in float32, and torch sums that. Inputs may have any strides (TMA reads those it can);
+float32, bfloat16 and float16 are accumulated in float32. Blocks are looked up by shape and dtype in tables that
+`tests/benchmarks` measured on an H200: nothing is tuned while a model trains.
 """
 
 from worker.flash.kernels.column_sum import column_sum
 from worker.flash.kernels.embedding import embedding_weight
-from worker.flash.kernels.layer_norm import layer_norm_weight
+from worker.flash.kernels.layer_norm import group_norm_gradients, layer_norm_gradients, rms_norm_gradients
 from worker.flash.kernels.linear import linear_weight
 from worker.flash.kernels.linear_direct import linear_direct
 from worker.flash.kernels.linear_gram import linear_gram
@@ -15,8 +16,10 @@ from worker.flash.kernels.linear_gram import linear_gram
 __all__ = [
     "column_sum",
     "embedding_weight",
-    "layer_norm_weight",
+    "group_norm_gradients",
+    "layer_norm_gradients",
     "linear_direct",
     "linear_gram",
     "linear_weight",
+    "rms_norm_gradients",
 ]

@@ -1,9 +1,13 @@
 """What every launch needs: checked dtypes, a block size, the right current device, and the partial sums."""
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from triton import knobs
+
+# Read once, as triton itself does when a kernel is defined: reading the environment costs as much as a small launch.
+INTERPRETED = knobs.runtime.interpret
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,7 +28,9 @@ def block(size: int, largest: int, smallest: int = 16) -> int:
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 def partial_sums(tensor: torch.Tensor, tiles: int) -> torch.Tensor:
@@ -33,5 +39,25 @@ def partial_sums(tensor: torch.Tensor, tiles: int) -> torch.Tensor:
 
 
 def upcast(tensor: torch.Tensor) -> bool:
-    """Whether tl.dot needs its operands in float32: the interpreter multiplies the bit patterns of bfloat16."""
-    return knobs.runtime.interpret and tensor.dtype == torch.bfloat16
+    """Whether tl.dot gets its operands in float32: the interpreter multiplies the bit patterns of bfloat16."""
+    return INTERPRETED and tensor.element_size() == 2
+
+
+def processors(tensor: torch.Tensor) -> int:
+    """How many programs run at once; the interpreter gets a few, so that small tensors take every path."""
+    return _processors(tensor.get_device()) if tensor.is_cuda else 5
+
+
+@functools.cache
+def _processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def has_tma(tensor: torch.Tensor) -> bool:
+    """Whether tensor descriptors are read by hardware, or interpreted."""
+    return INTERPRETED or (tensor.is_cuda and _has_tma(tensor.get_device()))
+
+
+@functools.cache
+def _has_tma(device: int) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)

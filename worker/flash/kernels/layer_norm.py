@@ -1,4 +1,5 @@
-"""The norm of a LayerNorm's weight gradient: x̂ is rebuilt by tile from each token's mean and deviation."""
+"""The per-sample weight gradients of LayerNorm, RMSNorm and GroupNorm: x̂ is rebuilt by tile from the mean and the
+deviation of each token, or of each sample's group of channels, and never written."""
 
 import torch
 import triton
@@ -7,51 +8,83 @@ import triton.language as tl
 from worker.flash.kernels.launch import block, check_dtypes, on_device, partial_sums
 
 
-def layer_norm_weight(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-    """‖Σ_t g_t ⊙ x̂_t‖² per sample, (B,) float32; activations and backprops (B, T, d) may differ in dtype.
+def layer_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
+    """Σ_t g_t ⊙ x̂_t of each sample, (B, d) float32; activations and backprops (B, T, d) may differ in dtype.
 
     The statistics take two passes over x, as E[x²] − E[x]² cancels.
     """
+    return _gradients(activations, backprops, _statistics(activations, eps, centred=True), channels=0)
+
+
+def rms_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `layer_norm_gradients`, with x̂ = x / sqrt(mean(x²) + eps)."""
+    return _gradients(activations, backprops, _statistics(activations, eps, centred=False), channels=0)
+
+
+def group_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
+    """Σ_s g_cs x̂_cs of each sample, (B, C) float32, of activations and backprops (B, C, S): each of the `groups` of
+    channels is normalised over its channels and positions."""
+    batch, channels, positions = activations.shape
+    grouped = activations.reshape(batch, groups, channels // groups * positions)
+    statistics = _statistics(grouped, eps, centred=True)
+    return _gradients(activations.transpose(1, 2), backprops.transpose(1, 2), statistics, channels // groups)
+
+
+def _statistics(x: torch.Tensor, eps: float, *, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean, zero unless `centred`, and 1 / sqrt(mean((x − mean)²) + eps) of every row of x (B, rows, d)."""
+    check_dtypes(x)
+    batch, rows, width = x.shape
+    mean, scale = partial_sums(x, rows), partial_sums(x, rows)
+    if mean.numel():
+        with on_device(x):
+            _statistics_kernel[(batch * rows,)](
+                x, mean, scale, rows, width, eps, *x.stride(), BLOCK_D=block(width, 1024), CENTRED=centred
+            )
+    return mean, scale
+
+
+def _gradients(
+    activations: torch.Tensor, backprops: torch.Tensor, statistics: tuple[torch.Tensor, torch.Tensor], channels: int
+) -> torch.Tensor:
+    """Σ_t g_t ⊙ x̂_t, with statistics by token or, if `channels`, by so many neighbouring features."""
     check_dtypes(activations, backprops)
     batch, tokens, width = backprops.shape
+    sums = partial_sums(backprops, width)
     if batch == 0:
-        return partial_sums(backprops, 0).sum(1)
-    mean = partial_sums(activations, tokens)
-    scale = partial_sums(activations, tokens)
+        return sums
     block_d = block(width, 128)
     tiles = triton.cdiv(width, block_d)
-    partial = partial_sums(backprops, tiles)
-    strides = activations.stride()
     with on_device(backprops):
-        if tokens:
-            _statistics[(batch * tokens,)](
-                activations, mean, scale, tokens, width, eps, *strides, BLOCK_D=block(width, 1024)
-            )
         _kernel[(batch * tiles,)](
             activations,
             backprops,
-            mean,
-            scale,
-            partial,
+            *statistics,
+            sums,
             tokens,
             width,
             tiles,
-            *strides,
+            statistics[0].shape[1],
+            channels,
+            *activations.stride(),
             *backprops.stride(),
             BLOCK_T=block(tokens, 32, smallest=1),
             BLOCK_D=block_d,
+            BY_TOKEN=channels == 0,
         )
-    return partial.sum(1)
+    return sums
 
 
 @triton.jit
-def _statistics(x_ptr, mean_ptr, scale_ptr, tokens, width, eps, x_b, x_t, x_d, BLOCK_D: tl.constexpr):
+def _statistics_kernel(
+    x_ptr, mean_ptr, scale_ptr, tokens, width, eps, x_b, x_t, x_d, BLOCK_D: tl.constexpr, CENTRED: tl.constexpr
+):
     row = tl.program_id(0)
     base = x_ptr + (row // tokens).to(tl.int64) * x_b + (row % tokens).to(tl.int64) * x_t
     total = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for start in range(0, width, BLOCK_D):
-        d = (start + tl.arange(0, BLOCK_D)).to(tl.int64)
-        total += tl.load(base + d * x_d, mask=d < width, other=0.0).to(tl.float32)
+    if CENTRED:
+        for start in range(0, width, BLOCK_D):
+            d = (start + tl.arange(0, BLOCK_D)).to(tl.int64)
+            total += tl.load(base + d * x_d, mask=d < width, other=0.0).to(tl.float32)
     mean = tl.sum(total) / width
     squares = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for start in range(0, width, BLOCK_D):
@@ -69,10 +102,12 @@ def _kernel(
     g_ptr,
     mean_ptr,
     scale_ptr,
-    partial_ptr,
+    sums_ptr,
     tokens,
     width,
     tiles,
+    rows,
+    channels,
     x_b,
     x_t,
     x_d,
@@ -81,6 +116,7 @@ def _kernel(
     g_d,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BY_TOKEN: tl.constexpr,
 ):
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
@@ -93,8 +129,11 @@ def _kernel(
         inside = (t[:, None] < tokens) & (d[None, :] < width)
         x = tl.load(x_base + t[:, None] * x_t + d[None, :] * x_d, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(g_base + t[:, None] * g_t + d[None, :] * g_d, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + sample * tokens + t, mask=t < tokens, other=0.0)
-        scale = tl.load(scale_ptr + sample * tokens + t, mask=t < tokens, other=0.0)
-        total += (x - mean[:, None]) * scale[:, None] * g
-    column = tl.sum(total, axis=0)
-    tl.store(partial_ptr + program, tl.sum(column * column))
+        if BY_TOKEN:
+            row, known = t[:, None], t[:, None] < tokens
+        else:
+            row, known = (d // channels)[None, :], d[None, :] < width
+        mean = tl.load(mean_ptr + sample * rows + row, mask=known, other=0.0)
+        scale = tl.load(scale_ptr + sample * rows + row, mask=known, other=0.0)
+        total += (x - mean) * scale * g
+    tl.store(sums_ptr + sample * width + d, tl.sum(total, axis=0), mask=d < width)

@@ -1,10 +1,27 @@
 """Direct form: a tile of AᵀG stays in registers while the loop runs over T, then is squared and summed."""
 
+import functools
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from worker.flash.kernels.launch import block, check_dtypes, on_device, partial_sums, upcast
+from worker.flash.kernels.launch import block, check_dtypes, on_device, processors, upcast
+from worker.flash.kernels.operand import describable, operand, tile
+from worker.flash.kernels.split import Exponents, multiplied, unscaled
+
+
+class Blocks(NamedTuple):
+    """A tile of AᵀG is (i, j), read t tokens at a time; `group` rows of tiles run together to share the L2."""
+
+    t: int
+    i: int
+    j: int
+    group: int
+    warps: int
+    stages: int
+    persistent: bool
 
 
 def linear_direct(activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str) -> torch.Tensor:
@@ -12,44 +29,93 @@ def linear_direct(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     check_dtypes(activations, backprops)
     batch, tokens, d_in = activations.shape
     d_out = backprops.shape[2]
-    if batch == 0:
-        return partial_sums(backprops, 0).sum(1)
-    block_i, block_j = block(d_in, 128), block(d_out, 128)
-    tiles_j = triton.cdiv(d_out, block_j)
-    tiles = triton.cdiv(d_in, block_i) * tiles_j
-    partial = partial_sums(backprops, tiles)
-    with on_device(backprops):
-        _kernel[(batch * tiles,)](
-            activations,
-            backprops,
+    if batch == 0 or tokens == 0:
+        return backprops.new_zeros(batch, dtype=torch.float32)
+    reuse = 2 * d_in * d_out // (d_in + d_out)
+    # tf32 tensor cores want both operands contiguous in T, which neither is: SIMT is faster.
+    return multiplied(direct, activations, backprops, input_precision, reuse=reuse, otherwise="ieee")
+
+
+@functools.cache
+def choose(dtype: torch.dtype, exact: bool, shape: tuple[int, int, int, int], programs: int) -> Blocks:
+    """The measured best on an H200 for (B, T, d_in, d_out), see tests/benchmarks; smaller where the layer is."""
+    batch, tokens, d_in, d_out = shape
+    if dtype == torch.float32:
+        best = Blocks(32, 128, 128, 8, 8, 3, False)
+    elif exact or batch * triton.cdiv(d_in, 128) * triton.cdiv(d_out, 256) < programs:
+        best = Blocks(32 if exact else 64, 128, 128, 8, 4, 3, False)
+    else:
+        best = Blocks(64, 128, 256, 8, 8, 4, True)
+    return best._replace(t=block(tokens, best.t), i=block(d_in, best.i), j=block(d_out, best.j))
+
+
+def direct(
+    a: torch.Tensor,
+    g: torch.Tensor,
+    exponents: Exponents | None = None,
+    *,
+    input_precision: str = "ieee",
+    using: Blocks | None = None,
+) -> torch.Tensor:
+    """`linear_direct` of operands as they are or, with exponents, in the pieces that `split` made of them."""
+    pieces = 1 if exponents is None else 2
+    batch, tokens, d_in = a.shape[0] // pieces, *a.shape[1:]
+    d_out = g.shape[2]
+    using = using or choose(a.dtype, pieces == 2, (batch, tokens, d_in, d_out), processors(g))
+    tiles_i, tiles_j = triton.cdiv(d_in, using.i), triton.cdiv(d_out, using.j)
+    partial = a.new_empty(batch, tiles_i * tiles_j, dtype=torch.float32)
+    programs = min(partial.numel(), processors(g)) if using.persistent else partial.numel()
+    described = describable(a) and describable(g)
+    with on_device(g):
+        _kernel[(programs,)](
+            operand(a, using.t, using.i, described),
+            operand(g, using.t, using.j, described),
             partial,
+            *(exponents or (None, None)),
+            batch,
             tokens,
             d_in,
             d_out,
-            tiles,
+            tiles_i,
             tiles_j,
-            *activations.stride(),
-            *backprops.stride(),
-            BLOCK_T=block(tokens, 32),
-            BLOCK_I=block_i,
-            BLOCK_J=block_j,
+            *a.stride(),
+            *g.stride(),
+            BLOCK_T=using.t,
+            BLOCK_I=using.i,
+            BLOCK_J=using.j,
+            GROUP=using.group,
+            PIECES=pieces,
             PRECISION=input_precision,
-            UPCAST=upcast(backprops),
-            num_warps=8 if block_i * block_j >= 128 * 128 else 4,
-            num_stages=3,
+            DESCRIBED=described,
+            UPCAST=upcast(g),
+            PERSISTENT=using.persistent,
+            num_warps=using.warps,
+            num_stages=using.stages,
         )
     return partial.sum(1)
 
 
 @triton.jit
+def grouped(index, tiles_i, tiles_j, GROUP: tl.constexpr):
+    """The index-th tile (i, j), GROUP rows of tiles at a time, column by column."""
+    first = index // (GROUP * tiles_j) * GROUP
+    rows = tl.minimum(tiles_i - first, GROUP)
+    inside = index % (GROUP * tiles_j)
+    return first + inside % rows, inside // rows
+
+
+@triton.jit
 def _kernel(
-    a_ptr,
-    g_ptr,
+    a,
+    g,
     partial_ptr,
+    a_exponents_ptr,
+    g_exponents_ptr,
+    batch,
     tokens,
     d_in,
     d_out,
-    tiles,
+    tiles_i,
     tiles_j,
     a_b,
     a_t,
@@ -60,30 +126,30 @@ def _kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    GROUP: tl.constexpr,
+    PIECES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     UPCAST: tl.constexpr,
+    PERSISTENT: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    sample = (program // tiles).to(tl.int64)
-    tile = program % tiles
-    i = ((tile // tiles_j) * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)
-    j = ((tile % tiles_j) * BLOCK_J + tl.arange(0, BLOCK_J)).to(tl.int64)
-    a_base = a_ptr + sample * a_b
-    g_base = g_ptr + sample * g_b
-    total = tl.zeros((BLOCK_I, BLOCK_J), dtype=tl.float32)
-    for start in range(0, tokens, BLOCK_T):
-        t = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
-        a = tl.load(
-            a_base + i[:, None] * a_d + t[None, :] * a_t,
-            mask=(i[:, None] < d_in) & (t[None, :] < tokens),
-            other=0.0,
-        )
-        g = tl.load(
-            g_base + t[:, None] * g_t + j[None, :] * g_d,
-            mask=(t[:, None] < tokens) & (j[None, :] < d_out),
-            other=0.0,
-        )
-        if UPCAST:
-            a, g = a.to(tl.float32), g.to(tl.float32)
-        total = tl.dot(a, g, total, input_precision=PRECISION)
-    tl.store(partial_ptr + program, tl.sum(total * total))
+    for index in tl.range(tl.program_id(0), batch * tiles_i * tiles_j, tl.num_programs(0), flatten=PERSISTENT):
+        sample = index // (tiles_i * tiles_j)
+        tile_i, tile_j = grouped(index % (tiles_i * tiles_j), tiles_i, tiles_j, GROUP)
+        i, j = tile_i * BLOCK_I, tile_j * BLOCK_J
+        total = tl.zeros((BLOCK_I, BLOCK_J), dtype=tl.float32)
+        for t in range(0, tokens, BLOCK_T):
+            x = tile(a, sample, t, i, tokens, d_in, a_b, a_t, a_d, BLOCK_T, BLOCK_I, DESCRIBED, UPCAST)
+            y = tile(g, sample, t, j, tokens, d_out, g_b, g_t, g_d, BLOCK_T, BLOCK_J, DESCRIBED, UPCAST)
+            if PIECES == 1:
+                total = tl.dot(x.T, y, total, input_precision=PRECISION)
+            else:
+                low = batch + sample
+                x_low = tile(a, low, t, i, tokens, d_in, a_b, a_t, a_d, BLOCK_T, BLOCK_I, DESCRIBED, UPCAST)
+                y_low = tile(g, low, t, j, tokens, d_out, g_b, g_t, g_d, BLOCK_T, BLOCK_J, DESCRIBED, UPCAST)
+                # Tensor cores truncate when they accumulate: a long sum is added outside of them.
+                block = tl.dot(x_low.T, y)
+                block = tl.dot(x.T, y_low, block)
+                total += tl.dot(x.T, y, block)
+        found = unscaled(tl.sum(total * total), a_exponents_ptr, g_exponents_ptr, sample, PIECES)
+        tl.store(partial_ptr + index, found)

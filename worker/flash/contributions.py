@@ -1,0 +1,125 @@
+"""What a layer contributes for one parameter: per-sample gradients, written down or only implied.
+
+A backward leaves one contribution per parameter. Its norms give the clip factors c, and once those are known it gives
+the clipped gradient Σ_i c_i g_i, without a second backward ("book-keeping": Bu et al., "Differentially Private
+Optimization on Large Foundation Models at Small Cost", 2023).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from worker.flash.backend import Backend
+
+
+class Contribution(ABC):
+    """The gradients g_i of one parameter by the losses of B samples."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """B."""
+
+    @abstractmethod
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        """‖g_i‖² of each sample, (B,), float32 or float64."""
+
+    @abstractmethod
+    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+        """Σ_i c_i g_i of the parameter's full shape, for factors (B,)."""
+
+    @abstractmethod
+    def __add__(self, other: "Contribution") -> "Contribution":
+        """The gradients of two calls of a layer, added up; NotImplemented if `other` is of another kind."""
+
+
+@dataclass
+class PerSample(Contribution):
+    """Per-sample gradients (B, *shape), where they are small or where a layer gives nothing else."""
+
+    gradients: torch.Tensor
+
+    @property
+    def samples(self) -> int:
+        return len(self.gradients)
+
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        flat = self.gradients.flatten(1)
+        return torch.linalg.vector_norm(flat if flat.dtype == torch.float64 else flat.float(), dim=1).square()
+
+    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+        return torch.tensordot(factors[: len(self.gradients)].to(self.gradients), self.gradients, dims=1)
+
+    def __add__(self, other: Contribution) -> "PerSample":
+        """One call may hold fewer samples: packed sequences shrink as they go."""
+        if not isinstance(other, PerSample):
+            return NotImplemented
+        longer, shorter = sorted((self.gradients, other.gradients), key=len, reverse=True)
+        total = longer.clone()
+        total[: len(shorter)] += shorter
+        return PerSample(total)
+
+
+@dataclass
+class Product(Contribution):
+    """g_i = G_iᵀA_i of a Linear's weight: activations (B, T, d_in), backprops (B, T, d_out), of one dtype."""
+
+    activations: torch.Tensor
+    backprops: torch.Tensor
+
+    @property
+    def samples(self) -> int:
+        return len(self.backprops)
+
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        return backend.linear_weight(self.activations, self.backprops)
+
+    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+        a, g = self.activations, self.backprops
+        if a.shape[-1] < g.shape[-1]:
+            a = scaled(a, factors)
+        else:
+            g = scaled(g, factors)
+        return g.reshape(-1, g.shape[-1]).t() @ a.reshape(-1, a.shape[-1])
+
+    def __add__(self, other: Contribution) -> "Product":
+        """G₁ᵀA₁ + G₂ᵀA₂ is the product of the tokens of both calls."""
+        if not isinstance(other, Product):
+            return NotImplemented
+        return Product(
+            torch.cat([self.activations, other.activations], 1), torch.cat([self.backprops, other.backprops], 1)
+        )
+
+
+@dataclass
+class Rows(Contribution):
+    """g_i of an Embedding's weight: backprops (B, T, d) added up in the rows that ids (B, T) name."""
+
+    ids: torch.Tensor
+    backprops: torch.Tensor
+    num_embeddings: int
+    padding_idx: int | None
+
+    @property
+    def samples(self) -> int:
+        return len(self.backprops)
+
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        return backend.embedding_weight(self.ids, self.backprops, self.padding_idx)
+
+    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+        padding = -1 if self.padding_idx is None else self.padding_idx
+        g = scaled(self.backprops, factors)
+        return torch.ops.aten.embedding_dense_backward(g, self.ids, self.num_embeddings, padding, False)
+
+    def __add__(self, other: Contribution) -> "Rows":
+        if not isinstance(other, Rows):
+            return NotImplemented
+        both = torch.cat([self.ids, other.ids], 1), torch.cat([self.backprops, other.backprops], 1)
+        return Rows(*both, self.num_embeddings, self.padding_idx)
+
+
+def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Each sample of `tensor` (B, ...) times its factor, multiplied in the factors' precision, rounded once."""
+    return torch.mul(tensor, factors.view(-1, *[1] * (tensor.dim() - 1)), out=torch.empty_like(tensor))
