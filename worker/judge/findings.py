@@ -1,75 +1,90 @@
 """Where the arms first parted, and what that usually means."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from service.contract import Finding, Gate
-from worker.judge.measure import NOT_FINITE
+from service.contract import Finding, Subject
+from worker.judge.causes import Case, explain
+from worker.judge.pair import Pair, Reading
 
-
-@dataclass(frozen=True)
-class Cause:
-    """A likely cause: it holds when the earliest gate to break is one of `metrics`, at step 1 if `at_once`."""
-
-    metrics: frozenset[str]
-    words: str
-    at_once: bool = False
-
-
-# The order in which a step computes its metrics: of those that break at one step the first one is the cause,
-# the others are its consequences. A step that is not there comes before everything it should have held.
-ORDER = (
+# The order in which a step computes its metrics: of those that break at one step the first one is the cause, the
+# others are its consequences. Of the clipped gradient and the parameters the tensors come before their norm, because
+# they name what is at fault. A step that is not there comes before everything it should have held.
+TRAINING = (
     "steps",
     "loss",
     "grad_norms",
+    "clip_factors",
     "grad_norm_mean",
     "grad_norm_max",
+    "clipped_grad",
     "clipped_grad_norm",
+    "noise",
+    "noise_audit",
+    "parameters",
     "parameter_norm",
-    "epsilon",
 )
-
-CAUSES = (
-    Cause(frozenset({"steps"}), "the loader gave another number of batches, or a run ended early"),
-    Cause(
-        frozenset({"loss"}),
-        "no update was made yet: the model, its initial state, the data or the loss differ",
-        True,
-    ),
-    Cause(
-        frozenset({"loss"}),
-        "gradients agreed until then, so an earlier update differed: the noise or the optimizer",
-    ),
-    Cause(frozenset({"grad_norms"}), "the loss agrees, so the computation of per-sample norms differs"),
-    Cause(
-        frozenset({"grad_norm_mean", "grad_norm_max"}),
-        "per-sample norms agree, so their summary differs: weights of the ranks or empty slices",
-    ),
-    Cause(
-        frozenset({"clipped_grad_norm"}),
-        "the loss and the norms before clipping agree: the clip factor or the reduction over ranks differs",
-    ),
-    Cause(frozenset({"parameter_norm"}), "gradients before noise agree: the noise or the optimizer differs"),
-    Cause(
-        frozenset({"epsilon"}),
-        "training agrees: the accountant was given another σ, sample rate or number of steps, or rounds otherwise",
-    ),
-)
+# None of these follows from a fault in training, nor the other way round.
+CHAINS = (TRAINING, ("epsilon", "epsilon_oracle"), ("determinism",))
+SUBJECTS = (Subject.COMPARISON, Subject.CANDIDATE, Subject.REFERENCE)
 
 
-def findings(gates: Sequence[Gate]) -> list[Finding]:
-    """One finding that names the earliest broken step and metric with a likely cause; none if all gates passed."""
-    broken = [gate for gate in gates if not gate.passed]
-    if not broken:
-        return []
-    first = min(broken, key=lambda gate: (gate.first_step or math.inf, ORDER.index(gate.metric)))
-    return [Finding(metric=first.metric, step=first.first_step, message=f"{first.detail} Likely: {_cause(first)}.")]
+def base(metric: str) -> str:
+    """The metric that a gate against the oracle shares with the comparison of the arms."""
+    return metric if metric == "epsilon_oracle" else metric.removeprefix("oracle_")
 
 
-def _cause(gate: Gate) -> str:
-    if NOT_FINITE in gate.detail and gate.metric != "epsilon":
-        return "a value that is not finite: training diverged or overflowed, or a sample is empty"
-    return next(
-        cause.words for cause in CAUSES if gate.metric in cause.metrics and (gate.first_step == 1 or not cause.at_once)
+def findings(readings: Sequence[Reading], pairs: Mapping[Subject, Pair]) -> list[Finding]:
+    """The earliest broken gate of each chain with a likely cause, that of training first; none if all passed."""
+    broken = [reading for reading in readings if not reading.gate.passed]
+    found = []
+    for chain in CHAINS:
+        of_chain = [reading for reading in broken if base(reading.gate.metric) in chain]
+        if of_chain:
+            first = min(of_chain, key=lambda reading: _order(reading, chain))
+            found.append(_finding(first, of_chain, readings, pairs))
+    return found
+
+
+def _order(reading: Reading, chain: Sequence[str]) -> tuple[float, int, int]:
+    gate = reading.gate
+    return gate.first_step or math.inf, chain.index(base(gate.metric)), SUBJECTS.index(gate.subject)
+
+
+def _finding(
+    first: Reading, broken: Sequence[Reading], readings: Sequence[Reading], pairs: Mapping[Subject, Pair]
+) -> Finding:
+    gate = first.gate
+    oracle = pairs[Subject.CANDIDATE].ours
+    case = Case(pairs[gate.subject], first, base(gate.metric), tuple(readings), oracle)
+    told = explain(case)
+    blamed = _blame(first, broken, readings)
+    advice = f" Try: {'; '.join(told.advice)}." if told.advice else ""
+    return Finding(
+        metric=gate.metric,
+        subject=gate.subject,
+        step=gate.first_step,
+        parameter=told.parameter,
+        rank=told.rank,
+        message=f"{gate.detail} Likely: {'; '.join(told.words)}.{blamed}{advice}",
     )
+
+
+def _blame(first: Reading, broken: Sequence[Reading], readings: Sequence[Reading]) -> str:
+    """Which arm is at fault, as far as the oracle and theory tell by the step of the finding."""
+    judged = {reading.gate.subject for reading in readings} - {Subject.COMPARISON}
+    step = first.gate.first_step or math.inf
+    at_fault = {
+        reading.gate.subject
+        for reading in broken
+        if reading.gate.subject is not Subject.COMPARISON and (reading.gate.first_step or math.inf) <= step
+    }
+    if not judged or not at_fault:
+        return ""
+    if len(at_fault) == 2:
+        agree = first.gate.subject is not Subject.COMPARISON
+        shared = ": the fault is in what they share (model, data, loss, optimizer or settings)" if agree else ""
+        return f" Both arms depart from the oracle or theory at this step{shared}."
+    (arm,) = at_fault
+    other = "candidate" if arm is Subject.REFERENCE else "reference"
+    return f" The {arm} departs from the oracle or theory and the {other} does not: the fault is in the {arm}."

@@ -1,4 +1,4 @@
-"""The four plots of a comparison, through matplotlib's object interface: no pyplot, no global figure."""
+"""The plots of a comparison, through matplotlib's object interface: no pyplot, no global figure."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -12,8 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib itself depends on it
 
-from service.contract import Arm, ArmRecord, Comparison, LossReduction, StepRecord
+from service.contract import Arm, ArmRecord, Comparison, LossReduction, StepRecord, Subject
 from worker.judge.measure import difference
+from worker.judge.pair import Pair
+from worker.judge.parameters import distances
 
 # Without a salt the ids in an SVG are random; long noisy curves overflow Agg unless drawn in chunks.
 matplotlib.rcParams["svg.hashsalt"] = "clipwatch"
@@ -26,11 +28,14 @@ Painter = Callable[[Axes, Comparison, ArmRecord, ArmRecord], None]
 REFERENCE_COLOUR, CANDIDATE_COLOUR = COLOURS = "#1f6feb", "#e8590c"
 FAINT_COLOURS = "#12b886", "#862e9c"
 SOLID, DASHED = "-", "--"
+# Of the parameters that are furthest apart.
+LINES = 5
+LINE_COLOURS = ("#e8590c", "#1f6feb", "#12b886", "#862e9c", "#e0a800")
 LOWEST_FLOOR, LARGEST_DRAWN = 1e-12, 1e100
 
 
 def draw(comparison: Comparison, reference: ArmRecord, candidate: ArmRecord, folder: Path) -> list[Path]:
-    """Write loss, loss_difference, gradient_norms and parameter_norms as .png and .svg; return the eight paths.
+    """Write each of `PAINTERS` as .png and .svg; return the paths.
 
     Any record can be drawn: of a run that died, with values that are not finite (crosses at the foot of the
     plot), of one step or none. `folder` is made if it is not there. Equal input gives equal bytes.
@@ -106,7 +111,31 @@ def _loss_difference(axes: Axes, comparison: Comparison, reference: ArmRecord, c
     axes.set_ylim(floor / 2, 4 * max(floor, limit, float(np.max(drawn, initial=0, where=_drawable(drawn)))))
     label = "|reference - candidate|" + (f", zeros drawn at {floor:.0e}" if np.any(gap == 0) else "")
     _curve(axes, steps, drawn, CANDIDATE_COLOUR, SOLID, label)
-    # A tolerance of 0 has no place on a log axis, only in the legend.
+    _tolerance(axes, limit)
+
+
+def _gradient_differences(axes: Axes, comparison: Comparison, reference: ArmRecord, candidate: ArmRecord) -> None:
+    """The parameters that are furthest apart, a line each, and the limit."""
+    axes.set_title("Difference of each parameter's clipped gradient")
+    axes.set_ylabel("share of its norm")
+    pair = Pair(comparison, Subject.COMPARISON, reference, candidate)
+    steps, apart = distances(pair)
+    worst = sorted(apart, key=lambda name: -float(np.max(apart[name], initial=0, where=_drawable(apart[name]))))
+    limit = comparison.limits.gradient or 0.0
+    everything = np.concatenate([*apart.values(), np.empty(0)])
+    floor = _floor(everything, limit)
+    axes.set_yscale("log")
+    if not steps.size:
+        return
+    for name, colour in zip(worst[:LINES], LINE_COLOURS, strict=False):
+        _curve(axes, steps, np.maximum(apart[name], floor), colour, SOLID, name)
+    highest = float(np.max(everything, initial=0, where=_drawable(everything)))
+    axes.set_ylim(floor / 2, 4 * max(floor, limit, highest))
+    _tolerance(axes, limit)
+
+
+def _tolerance(axes: Axes, limit: float) -> None:
+    """A tolerance of 0 has no place on a log axis, only in the legend."""
     line = [limit, limit] if limit else []
     axes.plot([0, 1][: len(line)], line, color="0.2", linestyle=DASHED, transform=axes.get_yaxis_transform())
     axes.lines[-1].set_label(f"tolerance {limit:g}")
@@ -197,4 +226,5 @@ PAINTERS: dict[str, Painter] = {
     "loss_difference": _loss_difference,
     "gradient_norms": _gradient_norms,
     "parameter_norms": _parameter_norms,
+    "gradient_differences": _gradient_differences,
 }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract import ArmRecord, Judgement, Verdict
+from service.contract import ArmRecord, Judgement, Subject, Verdict
 from tests.worker.judge.records import (
     BATCH,
     LIMITS,
@@ -21,17 +21,33 @@ from tests.worker.judge.records import (
 )
 from worker.judge import judge
 
+TENSORS = ("clipped_grad", "noise", "parameters")
+RELATIVE = {"clip_factors": 1e-5, "clipped_grad": 5e-5, "noise": 2e-5, "parameters": 2e-3}
+PRIVATE = [
+    *("steps", "loss", "grad_norms", "clip_factors", "grad_norm_mean", "grad_norm_max", "clipped_grad_norm"),
+    *("clipped_grad", "noise", "parameter_norm", "parameters", "epsilon"),
+]
+PLAIN = ["steps", "loss", "clipped_grad_norm", "clipped_grad", "parameter_norm", "parameters"]
 NUMBERS = [math.nan, math.inf, -math.inf]
 PAIRS = [(True, metric) for metric in LIMITS] + [(False, metric) for metric in NOT_PRIVATE]
 
 
-def broken(judgement: Judgement) -> dict[str, int | None]:
+def broken(judgement: Judgement, subject: Subject = Subject.COMPARISON) -> dict[str, int | None]:
     assert (judgement.verdict is Verdict.PASSED) == all(gate.passed for gate in judgement.gates)
-    return {gate.metric: gate.first_step for gate in judgement.gates if not gate.passed}
+    gates = (gate for gate in judgement.gates if gate.subject is subject)
+    return {gate.metric: gate.first_step for gate in gates if not gate.passed}
 
 
 def gate_of(judgement: Judgement, metric: str):
     return next(gate for gate in judgement.gates if gate.metric == metric)
+
+
+def scale_of(metric: str, step: int, *arms: ArmRecord) -> float:
+    """What the difference is a share of: of norms the largest, or one if all are smaller."""
+    if metric in ("loss", "parameter_norm"):
+        return 1.0
+    values = (getattr(arm.steps[step - 1], metric) for arm in arms)
+    return max(1.0, *(abs(one) for value in values for one in (value if isinstance(value, list) else [value])))
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -39,30 +55,34 @@ def test_identical_records_pass_with_nothing_observed(private: bool) -> None:
     judgement = judge(comparison(private), record(private), record(private))
     assert judgement.verdict is Verdict.PASSED
     assert not judgement.findings
-    expected = ["steps", *LIMITS, "epsilon"] if private else ["steps", *NOT_PRIVATE]
-    assert [gate.metric for gate in judgement.gates] == expected
-    for gate in judgement.gates:
+    compared = [gate for gate in judgement.gates if gate.subject is Subject.COMPARISON]
+    assert [gate.metric for gate in compared] == (PRIVATE if private else PLAIN)
+    judged = {(gate.subject, gate.metric) for gate in judgement.gates if gate not in compared}
+    arms = (Subject.REFERENCE, Subject.CANDIDATE)
+    assert judged == ({(arm, one) for arm in arms for one in ("noise_audit", "epsilon_oracle")} if private else set())
+    for gate in compared:
         assert (gate.passed, gate.observed, gate.first_step, gate.detail) == (True, 0.0, None, "")
-        assert gate.limit == LIMITS.get(gate.metric, 0.0)
+        assert gate.limit == LIMITS.get(gate.metric, RELATIVE.get(gate.metric, 0.0))
 
 
 @given(
     case=st.sampled_from(PAIRS),
     step=st.integers(1, STEPS),
     sample=st.integers(0, BATCH - 1),
-    beyond=st.floats(1.001, 1e9),
+    beyond=st.floats(1.01, 1e9),
     sign=st.sampled_from([-1, 1]),
     swapped=st.booleans(),
 )
 def test_one_value_beyond_its_limit_breaks_that_gate_alone(case, step, sample, beyond, sign, swapped) -> None:
     private, metric = case
     honest = record(private)
-    value = value_of(honest, step, metric, sample) + sign * beyond * LIMITS[metric]
+    gap = beyond * LIMITS[metric] * scale_of(metric, step, honest)
+    value = value_of(honest, step, metric, sample) + sign * gap
     arms = (honest, with_metric(honest, step, metric, value, sample))
     judgement = judge(comparison(private), *(reversed(arms) if swapped else arms))
     assert broken(judgement) == {metric: step}
     gate = gate_of(judgement, metric)
-    assert gate.observed == pytest.approx(beyond * LIMITS[metric], rel=1e-3, abs=1e-9)
+    assert gate.observed == pytest.approx(gap / scale_of(metric, step, *arms), rel=1e-3, abs=1e-9)
     assert f"step {step}" in gate.detail
     assert repr(value) in gate.detail
     assert (f"sample {sample}" in gate.detail) == (metric == "grad_norms")
@@ -73,15 +93,18 @@ def test_one_value_beyond_its_limit_breaks_that_gate_alone(case, step, sample, b
 @given(case=st.sampled_from(PAIRS), step=st.integers(1, STEPS), share=st.floats(0, 0.999))
 def test_a_value_within_its_limit_passes_and_is_observed(case, step, share) -> None:
     private, metric = case
-    value = value_of(record(private), step, metric) + share * LIMITS[metric]
-    judgement = judge(comparison(private), record(private), with_metric(record(private), step, metric, value))
+    honest = record(private)
+    gap = share * LIMITS[metric] * scale_of(metric, step, honest)
+    other = with_metric(honest, step, metric, value_of(honest, step, metric) + gap)
+    judgement = judge(comparison(private), honest, other)
     assert broken(judgement) == {}
-    assert gate_of(judgement, metric).observed == pytest.approx(share * LIMITS[metric], abs=1e-12)
+    assert gate_of(judgement, metric).observed == pytest.approx(gap / scale_of(metric, step, honest, other), abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", LIMITS)
 def test_limits_are_inclusive_and_the_next_number_is_not(metric: str) -> None:
-    ours = with_metric(record(), 3, metric, 0.0)
+    none = with_step(record(), 3, grad_norms=[0.0] * BATCH)
+    ours = with_metric(none, 3, metric, 0.0)
     limits = {"loss": 0.25, "grad_norm": 0.25, "parameter_norm": 0.25}
     at_limit, beyond = (with_metric(ours, 3, metric, value) for value in (0.25, math.nextafter(0.25, 1)))
     assert broken(judge(comparison(**limits), ours, at_limit)) == {}
@@ -173,6 +196,7 @@ def test_a_record_that_is_not_whole_fails(name: str, where: str, private: bool) 
     arms = (honest if where == "candidate" else spoiled, honest if where == "reference" else spoiled)
     judgement = judge(comparison(private), *arms)
     expected = {"steps": step} | ({"epsilon": None} if private and name == "no end" else {})
+    expected |= {"parameters": 1} if name == "no start" else {}
     assert broken(judgement) == expected
     assert judgement.findings[0].step == step
 
@@ -185,8 +209,9 @@ def test_both_arms_alike_but_not_as_the_workload_says(steps: int) -> None:
 
 def test_empty_records_fail_every_gate() -> None:
     judgement = judge(comparison(), ArmRecord(), ArmRecord())
-    assert set(broken(judgement)) == {"steps", *LIMITS, "epsilon"}
-    assert all(gate.observed is None for gate in judgement.gates if gate.metric != "steps")
+    assert set(broken(judgement)) == {"steps", *LIMITS, *TENSORS, "epsilon"}
+    compared = [gate for gate in judgement.gates if gate.subject is Subject.COMPARISON]
+    assert all(gate.observed is None for gate in compared if gate.metric != "steps")
 
 
 @pytest.mark.parametrize(

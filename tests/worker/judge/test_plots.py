@@ -1,4 +1,4 @@
-"""The plots: eight files, small, equal for equal input, for any record there may be."""
+"""The plots: two files each, small, equal for equal input, for any record there may be."""
 
 import math
 import threading
@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from service.contract import ArmRecord
-from tests.worker.judge.records import comparison, record, with_metric
+from tests.worker.judge.records import Faults, comparison, record, trained, with_metric
 from worker.judge import draw
 
-NAMES = ["loss", "loss_difference", "gradient_norms", "parameter_norms"]
+NAMES = ["loss", "loss_difference", "gradient_norms", "parameter_norms", "gradient_differences"]
 ALL_NAN = record()
 for step_number in range(1, 7):
     for metric_name in ("loss", "grad_norm_mean", "grad_norm_max", "parameter_norm"):
@@ -28,7 +28,7 @@ PAIRS: dict[str, tuple[ArmRecord, ArmRecord]] = {
     "different length": (record(), record(steps=3)),
     "no step in common": (record(), record().model_copy(update={"steps": []})),
     "nothing": (ArmRecord(), ArmRecord()),
-    "long": (record(steps=3000), record(steps=3000)),
+    "long": (record(steps=1000), record(steps=1000)),
 }
 
 
@@ -47,7 +47,7 @@ def test_any_record_is_drawn(name: str, private: bool, tmp_path: Path) -> None:
 
 
 def test_a_tolerance_of_zero_is_drawn(tmp_path: Path) -> None:
-    assert len(draw(comparison(loss=0.0), record(), record(), tmp_path)) == 8
+    assert len(draw(comparison(loss=0.0), record(), record(), tmp_path)) == 2 * len(NAMES)
 
 
 def test_equal_input_gives_equal_bytes_also_from_threads(tmp_path: Path) -> None:
@@ -69,6 +69,16 @@ def test_the_curves_carry_what_was_recorded(tmp_path: Path) -> None:
     draw(comparison(), record(), with_metric(record(), 3, "loss", 2.5), tmp_path / "two")
     differ = {name for name in NAMES if _bytes(tmp_path / "one", name) != _bytes(tmp_path / "two", name)}
     assert differ == {"loss", "loss_difference"}
+
+
+def test_the_parameters_that_are_furthest_apart_are_drawn(tmp_path: Path) -> None:
+    def half(step, sums):
+        sums["head.weight"] *= 0.5
+
+    draw(comparison(), record(), trained(Faults(sums=half)), tmp_path)
+    drawn = (tmp_path / "gradient_differences.svg").read_text()
+    assert "head.weight" in drawn
+    assert "tolerance 5e-05" in drawn
 
 
 def _bytes(folder: Path, name: str) -> bytes:

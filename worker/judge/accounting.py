@@ -1,0 +1,121 @@
+"""ε: the same in both arms, and what the σ that the user asked for gives."""
+
+import math
+from functools import lru_cache
+from itertools import groupby
+
+from dp_accounting.pld import privacy_loss_distribution as pld
+
+from service.contract import Gate, Workload
+from worker.judge.measure import Measured, measure
+from worker.judge.pair import Pair, Reading
+
+# Opacus' PRV accountant: the error it allows itself in ε, and in δ as a share of δ (its defaults).
+EPS_ERROR, DELTA_ERROR = 0.01, 1e-3
+
+# Grid of the privacy loss. Connecting the dots errs by about (number of steps) × interval² (Doroshenko et al. 2022).
+FINEST, COARSEST, COMPOSED_ERROR = 1e-5, 5e-3, 2e-2
+MOST_CELLS = 20_000
+# A schedule of more noise levels than this is bounded from both sides by one that has as many.
+MOST_LEVELS = 32
+
+Schedule = tuple[tuple[float, int], ...]
+
+
+def epsilon_gate(pair: Pair) -> Reading:
+    """ε at the end of both records, at the δ of the workload. Infinite on both sides is equal: σ was 0."""
+    limit = pair.comparison.limits.epsilon
+    ours, theirs = (record.end.epsilon if record.end else None for record in (pair.ours, pair.theirs))
+    measured = Measured(0.0) if ours == theirs == math.inf else measure(ours, theirs, limit)
+    deltas = [record.end.delta if record.end else None for record in (pair.ours, pair.theirs)]
+    fault = measured.fault
+    if fault is None and any(delta != pair.comparison.workload.delta for delta in deltas):
+        fault = f"taken at δ {deltas[0]} in the reference and {deltas[1]} in the candidate"
+    gate = Gate(
+        metric="epsilon",
+        passed=fault is None,
+        observed=measured.worst,
+        limit=limit,
+        detail=f"epsilon at the end, {fault}." if fault else "",
+    )
+    return Reading(gate, {})
+
+
+def epsilon_oracle(pair: Pair) -> Reading:
+    """ε of an arm against Google's dp-accounting on the workload's σ, sampling rate and steps taken.
+
+    Opacus reports the upper end of an interval: the ε of its discrete privacy loss at δ - Δδ, plus Δε, where that
+    loss is off by at most Δε in ε and Δδ in δ (Gopi, Lee, Wutschitz, "Numerical composition of differential privacy",
+    2021, theorem 5.1), Δε = 0.01, Δδ = δ / 1000. So a right ε lies in [ε(δ), ε(δ - 2Δδ) + 2Δε]. `observed` is the
+    distance from the middle of that interval, `limit` half its length plus the error of dp-accounting's own grid.
+    """
+    taken = pair.theirs.end.num_steps if pair.theirs.end else 0
+    reported = pair.theirs.end.epsilon if pair.theirs.end else None
+    lowest, highest = allowed(pair.comparison.workload, taken)
+    middle, limit = (lowest + highest) / 2, (highest - lowest) / 2
+    if math.isinf(lowest) and reported == lowest:
+        observed: float | None = 0.0
+    else:
+        observed = None if reported is None else abs(reported - middle)
+    limit = 0.0 if math.isinf(lowest) else limit
+    passed = observed is not None and observed <= limit
+    what = "missing" if reported is None else repr(reported)
+    words = (
+        f"epsilon_oracle at the end, {what} in the {pair.subject}, dp-accounting allows {lowest:.6g} to {highest:.6g}."
+    )
+    gate = Gate(
+        metric="epsilon_oracle",
+        subject=pair.subject,
+        passed=passed,
+        observed=observed,
+        limit=limit,
+        detail="" if passed else words,
+    )
+    return Reading(gate, {})
+
+
+def allowed(workload: Workload, steps: int) -> tuple[float, float]:
+    """The least and the largest ε that an accountant as exact as Opacus' may report after `steps` steps."""
+    sigmas = [workload.sigma(step) for step in range(1, steps + 1)]
+    if not sigmas:
+        return 0.0, 0.0
+    if min(sigmas) == 0:
+        return math.inf, math.inf
+    levels = tuple((sigma, len(list(group))) for sigma, group in groupby(sigmas))
+    width = -(-len(levels) // MOST_LEVELS)
+    parts = [levels[first : first + width] for first in range(0, len(levels), width)]
+    loud = tuple((max(sigma for sigma, _ in part), sum(count for _, count in part)) for part in parts)
+    quiet = tuple((min(sigma for sigma, _ in part), sum(count for _, count in part)) for part in parts)
+    return (
+        _interval_of(loud, workload.sample_rate, workload.delta)[0],
+        _interval_of(quiet, workload.sample_rate, workload.delta)[1],
+    )
+
+
+@lru_cache(maxsize=256)
+def _interval_of(schedule: Schedule, sample_rate: float, delta: float) -> tuple[float, float]:
+    cell = _cell(schedule)
+    fine, coarse = (_composed(schedule, sample_rate, size) for size in (cell, 2 * cell))
+    lowest = float(fine.get_epsilon_for_delta(delta))
+    # The error grows with the square of the grid, so that of the fine one is a third of what doubling adds.
+    grid = max(0.0, float(coarse.get_epsilon_for_delta(delta)) - lowest)
+    highest = float(fine.get_epsilon_for_delta(delta * (1 - 2 * DELTA_ERROR))) + 2 * EPS_ERROR
+    return max(0.0, lowest - grid), highest
+
+
+def _cell(schedule: Schedule) -> float:
+    """Fine enough for the number of steps, and coarse enough that the smallest σ fits into a bounded grid."""
+    steps, smallest = sum(count for _, count in schedule), min(sigma for sigma, _ in schedule)
+    widest = 1 / (2 * smallest**2) + 10 / smallest
+    fine = min(COARSEST, max(FINEST, COMPOSED_ERROR / math.sqrt(steps)))
+    return max(fine, widest / MOST_CELLS)
+
+
+def _composed(schedule: Schedule, sample_rate: float, interval: float) -> pld.PrivacyLossDistribution:
+    whole = None
+    for sigma, count in schedule:
+        step = pld.from_gaussian_mechanism(sigma, value_discretization_interval=interval, sampling_prob=sample_rate)
+        part = step.self_compose(count)
+        whole = part if whole is None else whole.compose(part)
+    assert whole is not None
+    return whole

@@ -1,0 +1,131 @@
+"""Whom a difference points at: a factor all parameters share, a kind of parameter, a rank."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from service.contract import FLOOR, ParameterRecord, Sketch, StepRecord, deal
+from worker.judge.pair import Pair, parameters_of
+from worker.judge.sketches import factor
+
+Sides = tuple[StepRecord, StepRecord] | None
+
+# How near a factor must be to one that has a name, and how well it must fit.
+NEAR, FITS = 0.01, 0.02
+
+
+def common_factor(pair: Pair, sides: Sides, broken: Sequence[str], noise: bool = False) -> float | None:
+    """The one factor by which all of `broken` parameters differ, if there is one and nearly all parameters broke."""
+    if sides is None or not broken:
+        return None
+    ours, theirs = ({name: _of(parameter, noise) for name, parameter in parameters_of(side).items()} for side in sides)
+    if len(broken) < max(1, len(ours) // 2):
+        return None
+    fitted = [factor(one, other) for name in broken if (one := ours.get(name)) and (other := theirs.get(name))]
+    fitted = [(scale, rest) for scale, rest in fitted if math.isfinite(scale)]
+    if not fitted or any(rest > FITS for _, rest in fitted):
+        return None
+    scales = sorted(scale for scale, _ in fitted)
+    middle = scales[len(scales) // 2]
+    return middle if all(abs(scale - middle) <= FITS * abs(middle) for scale in scales) else None
+
+
+def _of(parameter: ParameterRecord, noise: bool) -> Sketch | None:
+    return parameter.noise if noise else parameter.clipped_grad
+
+
+def factor_in_words(pair: Pair, value: float, step: StepRecord | None) -> str | None:
+    """A factor by what it probably is, such as `0.5 × the reference's, which is 1 / the world size`."""
+    if not math.isfinite(value):
+        return None
+    names = [name for known, name in _known_factors(pair, step) if abs(value - known) <= NEAR * abs(known)]
+    return f"{value:.4g} × the {pair.names[0]}'s, which is {' or '.join(dict.fromkeys(names))}" if names else None
+
+
+def _known_factors(pair: Pair, step: StepRecord | None) -> Iterator[tuple[float, str]]:
+    workload = pair.comparison.workload
+    worlds = {record.start.world_size for record in (pair.ours, pair.theirs) if record.start}
+    sizes = [(float(world), "the world size") for world in sorted(worlds) if world > 1]
+    if step is not None and step.batch_size:
+        sizes.append((float(step.batch_size), "the batch size"))
+        sizes.append((step.batch_size / workload.expected_batch_size, "batch size / expected batch size"))
+        sizes += [(step.batch_size / world, "a rank's batch size") for world in sorted(worlds) if world > 1]
+    sizes += [
+        (float(workload.expected_batch_size), "the expected batch size"),
+        (float(workload.virtual_steps), "the number of virtual steps"),
+        (workload.max_grad_norm, "C"),
+        (workload.noise_multiplier, "σ"),
+    ]
+    for size, name in sizes:
+        if size > 0 and abs(size - 1) > 2 * NEAR:
+            yield size, name
+            yield 1 / size, f"1 / {name}"
+            if name == "the world size":
+                yield math.sqrt(size), f"√ {name}"
+                yield 1 / math.sqrt(size), f"1 / √ {name}"
+
+
+KINDS = (
+    ("biases", lambda name: name.endswith("bias")),
+    ("normalisation layers", lambda name: "norm" in name),
+    ("embeddings", lambda name: "embed" in name),
+    ("convolutions", lambda name: "conv" in name),
+    ("recurrent layers", lambda name: "lstm" in name),
+    ("linear layers", lambda name: not any(word in name for word in ("norm", "embed", "conv", "lstm"))),
+)
+
+
+def only_kind(pair: Pair, broken: Sequence[str]) -> str | None:
+    """What the broken parameters are, if not all of them: one by name, one layer, or a kind of layer."""
+    names = list(pair.sizes)
+    if not broken or len(broken) == len(names):
+        return None
+    if len(broken) == 1:
+        return broken[0]
+    layers = {name.rpartition(".")[0] for name in broken}
+    if len(layers) == 1:
+        return f"the parameters of {layers.pop()}"
+    return next(
+        (kind for kind, is_one in KINDS if all(map(is_one, broken)) and not all(map(is_one, names))),
+        None,
+    )
+
+
+def untrained(pair: Pair, sides: Sides) -> tuple[str, ...]:
+    """Parameters without any gradient in the judged arm that have one in the other, the largest first."""
+    if sides is None:
+        return ()
+    ours, theirs = (parameters_of(side) for side in sides)
+    whole = math.hypot(*(parameter.clipped_grad.norm for parameter in ours.values()))
+    gone = [
+        (parameter.clipped_grad.norm, name)
+        for name, parameter in ours.items()
+        if name in theirs
+        and theirs[name].clipped_grad.norm == 0
+        and parameter.clipped_grad.norm > pair.default("gradient") * FLOOR * whole * math.sqrt(pair.share(name))
+    ]
+    return tuple(name for _, name in sorted(gone, reverse=True))
+
+
+def rank_of_samples(pair: Pair, samples: Sequence[int], step: StepRecord) -> int | None:
+    """The one rank whose samples these are, if the others' are sound."""
+    worlds = {record.start.world_size for record in (pair.ours, pair.theirs) if record.start}
+    if not samples or max(worlds, default=1) == 1 or len(samples) == step.batch_size:
+        return None
+    shares = deal(pair.comparison.workload, step.batch_size, max(worlds))
+    ranks = {rank for sample in samples for part in shares for rank, share in enumerate(part) if sample in share}
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def rank_of_noise(pair: Pair, sides: Sides) -> int | None:
+    """The one rank of sharded parameters that added no noise, or of replicated ones that should not have."""
+    if sides is None:
+        return None
+    theirs = parameters_of(sides[1])
+    heads = [parameter.noise_heads for parameter in theirs.values() if parameter.noise_heads]
+    if not heads:
+        return None
+    held = [any(ranks[rank] for ranks in heads) for rank in range(len(heads[0]))]
+    noisy = [any(any(ranks[rank]) for ranks in heads) for rank in range(len(heads[0]))]
+    sharded = pair.arms[-1].mode.sharded
+    odd = [rank for rank, has in enumerate(noisy) if held[rank] and (not has if sharded else has and rank > 0)]
+    return odd[0] if len(odd) == 1 else None

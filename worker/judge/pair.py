@@ -1,0 +1,97 @@
+"""Two records that are held together: the arms of a comparison, or the oracle and an arm."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from service.contract import (
+    DEFAULTS,
+    DRIFT,
+    Arm,
+    ArmRecord,
+    Comparison,
+    Gate,
+    Limits,
+    ParameterRecord,
+    StepRecord,
+    Subject,
+)
+from worker.judge.measure import ARMS, Measured, Names
+from worker.judge.sketches import distance
+
+StepPair = tuple[int, StepRecord, StepRecord]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A gate with what was measured for it at each step, from which its cause is read."""
+
+    gate: Gate
+    steps: Mapping[int, Measured]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`ours` is what is held to be right, `theirs` what is judged."""
+
+    comparison: Comparison
+    subject: Subject
+    ours: ArmRecord
+    theirs: ArmRecord
+
+    @property
+    def names(self) -> Names:
+        return ARMS if self.subject is Subject.COMPARISON else ("oracle", self.subject.value)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms whose precision counts: the oracle's is float64."""
+        by_subject = {Subject.REFERENCE: self.comparison.reference, Subject.CANDIDATE: self.comparison.candidate}
+        arm = by_subject.get(self.subject)
+        return (self.comparison.reference, self.comparison.candidate) if arm is None else (arm,)
+
+    def default(self, limit: str) -> float:
+        """A limit that follows from the precision of the arms; of two the larger."""
+        assert limit in Limits.__annotations__
+        return max(float(getattr(DEFAULTS[arm.dtype], limit)) for arm in self.arms)
+
+    @cached_property
+    def shared(self) -> list[StepPair]:
+        """The steps that both records have."""
+        ours, theirs = by_step(self.ours), by_step(self.theirs)
+        return [(step, ours[step], theirs[step]) for step in sorted(ours.keys() & theirs.keys())]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Elements of each parameter, as far as a record says."""
+        starts = [record.start.parameters or {} for record in (self.ours, self.theirs) if record.start]
+        return {name: prod(start.shape) for parameters in starts for name, start in parameters.items()}
+
+    def drift(self, step: int) -> float:
+        """What is allowed at `step` because parameters are apart before it: DRIFT × their relative distance.
+
+        Adam steps by the sign of each element, so one whose gradient is only rounding may go either way, and from
+        then on the arms train slightly different models.
+        """
+        before = next(((ours, theirs) for number, ours, theirs in self.shared if number == step - 1), None)
+        if before is None:
+            return 0.0
+        ours, theirs = (parameters_of(side) for side in before)
+        apart = math.hypot(*(distance(ours[name].value, theirs[name].value) for name in ours.keys() & theirs.keys()))
+        whole = math.hypot(*(parameter.value.norm for parameter in ours.values()))
+        return DRIFT * apart / whole if math.isfinite(apart) and whole > 0 else 0.0
+
+    def share(self, name: str) -> float:
+        """The part of the model's elements that lie in a parameter."""
+        return self.sizes.get(name, 0) / max(1, sum(self.sizes.values()))
+
+
+def by_step(record: ArmRecord) -> dict[int, StepRecord]:
+    """The steps by number; of two with one number the first."""
+    return {step.step: step for step in reversed(record.steps)}
+
+
+def parameters_of(step: StepRecord) -> dict[str, ParameterRecord]:
+    return step.parameters or {}

@@ -1,0 +1,212 @@
+"""Metrics with one tensor per parameter: each parameter's distance is seen at that parameter's own scale."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import (
+    FLIPPED,
+    FLOOR,
+    GRADIENT_ERROR,
+    SKETCHED,
+    ArmRecord,
+    OptimizerName,
+    ParameterRecord,
+    Sketch,
+    StepRecord,
+)
+from worker.judge.measure import NOT_FINITE, Measured
+from worker.judge.pair import Pair, parameters_of
+from worker.judge.sketches import distance
+
+NAMED = 3
+NOTHING: Mapping[str, float] = {}
+
+Take = Callable[[ParameterRecord], Sketch | None]
+Sketches = Mapping[str, Sketch]
+Sides = tuple[Sketches, Sketches]
+Measurements = Iterator[tuple[int, Measured]]
+
+
+def clipped_grads(pair: Pair, limit: float) -> Measurements:
+    """Sums of clipped gradients, relative to their norm.
+
+    The scale has a floor: FLOOR × the norm of the whole gradient × √(share of the model's elements).
+    """
+    for step, ours, theirs in pair.shared:
+        sides = _taken(ours, theirs, _clipped_grad)
+        scale = {name: max(map(_whole, sides)) * _floor(pair, name) for name in sides[0]}
+        yield step, _held(pair, sides, _with_norms(scale, sides), limit)
+
+
+def distances(pair: Pair) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """The shared steps, and over them each parameter's relative distance of clipped gradients; NaN where missing."""
+    rows: list[dict[str, float]] = []
+    for _, ours, theirs in pair.shared:
+        sides = _taken(ours, theirs, _clipped_grad)
+        scale = _with_norms({name: max(map(_whole, sides)) * _floor(pair, name) for name in sides[0]}, sides)
+        rows.append({name: _apart(sides, name, scale[name]) for name in sides[0].keys() & sides[1].keys()})
+    names = dict.fromkeys(name for _, ours, _ in pair.shared for name in parameters_of(ours))
+    steps = np.array([step for step, _, _ in pair.shared], dtype=np.float64)
+    return steps, {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+
+
+def noises(pair: Pair, limit: float) -> Measurements:
+    """The noise, relative to its norm or that of the clipped gradient it was told from, whichever is larger."""
+    for step, ours, theirs in pair.shared:
+        sides = _taken(ours, theirs, _noise)
+        told_from = _taken(ours, theirs, _clipped_grad)
+        scale = {name: _largest(told_from, name) for name in sides[0]}
+        yield step, _held(pair, sides, _with_norms(scale, sides), limit)
+
+
+def values(pair: Pair, limit: float) -> Measurements:
+    """Parameters after the step, relative to how far training has moved them from where they began.
+
+    The scale has the floor of a gradient's. Differences are reduced by what values are rounded to, and under Adam by
+    what elements do that flip (see `FLIPPED`). A parameter that has had no gradient but rounding in either arm is
+    left out: Adam moves it by the signs of that rounding. If `limit` is 0 nothing is forgiven and nothing left out.
+    """
+    starts = [_start(record) for record in (pair.ours, pair.theirs)]
+    nameless = [name for name, start in zip(pair.names, starts, strict=True) if not start]
+    trained: set[str] = set()
+    for step, ours, theirs in pair.shared:
+        if nameless:
+            yield step, Measured(None, f"the start of the {' and the '.join(nameless)} has no parameters")
+            continue
+        trained |= _with_gradient(pair, ours, theirs)
+        sides = _taken(ours, theirs, _value)
+        moved = [_moved(start, side) for start, side in zip(starts, sides, strict=True)]
+        whole = max(math.hypot(*side.values()) for side in moved)
+        judged = sides[0].keys() & trained if limit else sides[0].keys()
+        scale = {name: max(whole * _floor(pair, name), *(side.get(name, 0.0) for side in moved)) for name in judged}
+        forgiven = {name: _forgiven(pair, step, name, scale[name], sides) for name in judged} if limit else {}
+        yield step, _held(pair, sides, scale, limit, forgiven)
+
+
+def _clipped_grad(parameter: ParameterRecord) -> Sketch:
+    return parameter.clipped_grad
+
+
+def _noise(parameter: ParameterRecord) -> Sketch | None:
+    return parameter.noise
+
+
+def _value(parameter: ParameterRecord) -> Sketch:
+    return parameter.value
+
+
+def _taken(ours: StepRecord, theirs: StepRecord, take: Take) -> Sides:
+    def side(step: StepRecord) -> Sketches:
+        found = {name: take(parameter) for name, parameter in parameters_of(step).items()}
+        return {name: sketch for name, sketch in found.items() if sketch is not None}
+
+    return side(ours), side(theirs)
+
+
+def _with_norms(scale: Mapping[str, float], sides: Sides) -> dict[str, float]:
+    return {name: max(least, _largest(sides, name)) for name, least in scale.items()}
+
+
+def _held(
+    pair: Pair, sides: Sides, scale: Mapping[str, float], limit: float, forgiven: Mapping[str, float] = NOTHING
+) -> Measured:
+    """Hold the distance of each parameter that has a scale, less what is forgiven, as a share of it, to `limit`."""
+    ours, theirs = sides
+    nothing = [name for name, side in zip(pair.names, sides, strict=True) if not side]
+    if nothing:
+        return Measured(None, f"no parameters recorded in the {' and the '.join(nothing)}")
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        return Measured(math.inf, f"{name} is missing in the {pair.names[name in ours]}", (name,))
+    apart = {name: _apart(sides, name, scale[name], forgiven.get(name, 0.0)) for name in ours if name in scale}
+    worst = 0.0
+    for gap in apart.values():
+        worst = float(np.maximum(worst, gap))
+    broken = sorted((name for name, gap in apart.items() if not gap <= limit), key=lambda name: _badness(apart[name]))
+    if not broken:
+        return Measured(worst)
+    return Measured(worst, _in_words(pair, sides, apart, broken, limit), tuple(broken))
+
+
+def _apart(sides: Sides, name: str, scale: float, forgiven: float = 0.0) -> float:
+    return _share(distance(sides[0][name], sides[1][name]) - forgiven, scale)
+
+
+def _share(gap: float, scale: float) -> float:
+    if gap <= 0 or not math.isfinite(gap):
+        return 0.0 if gap <= 0 else gap
+    return gap / scale if scale > 0 else math.inf
+
+
+def _badness(gap: float) -> tuple[bool, float]:
+    """Sorts NaN first, then from the largest to the smallest."""
+    return not math.isnan(gap), 0.0 if math.isnan(gap) else -gap
+
+
+def _in_words(pair: Pair, sides: Sides, apart: Mapping[str, float], broken: Sequence[str], limit: float) -> str:
+    first, *others = broken
+    norms = (f"norm {side[first].norm:.6g} in the {name}" for name, side in zip(pair.names, sides, strict=True))
+    gap, far = apart[first], f"at a distance of {apart[first]}, {NOT_FINITE}"
+    if math.isfinite(gap):
+        far = f"{gap:.3g} of its scale apart (limit {limit:g})"
+    also = f"; also {', '.join(others[:NAMED])}" if others else ""
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    return f"{first}: {', '.join(norms)}, {far}{also}{more} of {len(apart)} parameters"
+
+
+def _whole(side: Sketches) -> float:
+    """The norm of all parameters together."""
+    return math.hypot(*(sketch.norm for sketch in side.values() if math.isfinite(sketch.norm)))
+
+
+def _largest(sides: tuple[Sketches, ...], name: str) -> float:
+    return max((side[name].norm for side in sides if name in side and math.isfinite(side[name].norm)), default=0.0)
+
+
+def _floor(pair: Pair, name: str) -> float:
+    return FLOOR * math.sqrt(pair.share(name))
+
+
+def _forgiven(pair: Pair, step: int, name: str, moved: float, sides: Sides) -> float:
+    """The distance that rounding, and under Adam elements that flip, put between equal parameters by `step`."""
+    rounding = (SKETCHED + step * pair.default("rounding")) * _largest(sides, name)
+    size = pair.sizes.get(name, 0)
+    if pair.comparison.workload.optimizer is OptimizerName.SGD or not size:
+        return rounding
+    flips = most_likely(size * math.sqrt(2 / math.pi) * GRADIENT_ERROR * pair.default("gradient"))
+    return rounding + moved * math.sqrt(4 * flips / size)
+
+
+@cache
+def most_likely(mean: float) -> int:
+    """What a Poisson variable exceeds with a probability below FLIPPED, by Chernoff's bound e^(k-μ) (μ/k)^k."""
+    if mean == 0:
+        return 0
+    counts = itertools.count(max(1, math.ceil(mean)))
+    return next(k - 1 for k in counts if k - mean + k * math.log(mean / k) < math.log(FLIPPED))
+
+
+def _start(record: ArmRecord) -> Sketches:
+    parameters = (record.start.parameters if record.start else None) or {}
+    return {name: start.value for name, start in parameters.items()}
+
+
+def _moved(start: Sketches, now: Sketches) -> dict[str, float]:
+    far = {name: distance(start[name], value) for name, value in now.items() if name in start}
+    return {name: gap for name, gap in far.items() if math.isfinite(gap)}
+
+
+def _with_gradient(pair: Pair, ours: StepRecord, theirs: StepRecord) -> set[str]:
+    """Parameters whose gradient, noise included, is more than the difference that two clean arms may have."""
+    gradients, noise = _taken(ours, theirs, _clipped_grad), _taken(ours, theirs, _noise)
+    wholes = max(map(_whole, (*gradients, *noise)))
+    rounding = pair.default("gradient")
+    return {
+        name
+        for name in gradients[0].keys() | gradients[1].keys()
+        if not _largest((*gradients, *noise), name) <= rounding * wholes * _floor(pair, name)
+    }

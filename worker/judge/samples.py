@@ -1,0 +1,108 @@
+"""What per-sample norms say about the parameter that is at fault."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import StepRecord
+from worker.judge.blame import KINDS
+from worker.judge.pair import parameters_of
+
+# What a fit may leave over, as a share of what it explains, to be believed.
+FITS, EXACT = 0.05, 1e-5
+# A parameter's squared norms are off if they are this many times further apart than those of the fifth that agrees
+# best, which shows how the arms round in whatever precision, and further than this share of themselves. Of a parameter
+# with less than this share of the whole only rounding is seen.
+OFF, AGREES, ROUNDING, SEEN = 30.0, 0.2, 1e-2, 1e-4
+
+
+def sample_factor(ours: StepRecord, theirs: StepRecord) -> float | None:
+    """The one factor by which all norms differ, if there is one."""
+    one, other = (np.asarray(side.grad_norms or (), dtype=np.float64) for side in (ours, theirs))
+    if one.shape != other.shape or not one.size or not np.all(one > 0) or not np.all(np.isfinite(other)):
+        return None
+    ratios = other / one
+    middle = float(np.median(ratios))
+    alike = bool(np.all(np.abs(ratios - middle) <= 1e-3 * abs(middle)))
+    return middle if alike and abs(middle - 1) > 1e-3 and one.size > 1 else None
+
+
+def parameter_of_norms(oracle: StepRecord, theirs: StepRecord) -> tuple[str, str] | None:
+    """The parameter, or the first of a layer or kind, whose part of the squared norms explains how far off they are.
+
+    Where both show norms by parameter it is the one whose norms are furthest apart. Otherwise it is inferred:
+    a squared norm is the sum over parameters of squared norms, which the oracle knows one by one. If a parameter, a
+    layer or all layers of a kind are counted wrongly, by one factor for every sample, the deficit is proportional to
+    their part.
+    """
+    parts = {
+        name: np.asarray(parameter.sample_norms, dtype=np.float64) ** 2
+        for name, parameter in parameters_of(oracle).items()
+        if parameter.sample_norms is not None
+    }
+    seen = _parameter_seen(oracle, theirs)
+    if seen is not None:
+        return seen
+    one, other = (np.asarray(side.grad_norms or (), dtype=np.float64) for side in (oracle, theirs))
+    if not parts or one.shape != other.shape or one.size < 2 or any(part.shape != one.shape for part in parts.values()):
+        return None
+    deficit = one**2 - other**2
+    if not np.all(np.isfinite(deficit)) or not np.any(deficit):
+        return None
+    groups = [(name, names, np.sum([parts[one] for one in names], axis=0)) for name, names in _groups(list(parts))]
+    left = [_left_over(part, deficit) for _, _, part in groups]
+    if not min(left) <= FITS:
+        return None
+    # Of those that fit equally well the smallest: they come first.
+    name, names, part = next(group for group, rest in zip(groups, left, strict=True) if rest <= 3 * min(left) + EXACT)
+    counted = 1 - float(part @ deficit / (part @ part))
+    what = "is not counted" if abs(counted) <= FITS else f"is counted {counted:.3g} times"
+    return names[0], f"{name} explains all of it: its part of the squared norms {what}"
+
+
+def _parameter_seen(oracle: StepRecord, theirs: StepRecord) -> tuple[str, str] | None:
+    """The parameter whose own norms are furthest apart, if the others of its sample agree."""
+    one, other = (
+        {
+            name: np.asarray(parameter.sample_norms, dtype=np.float64) ** 2
+            for name, parameter in parameters_of(side).items()
+            if parameter.sample_norms is not None
+        }
+        for side in (oracle, theirs)
+    )
+    if not one or one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
+        return None
+    # Squares, because a norm that is zero in theory is the root of what rounding leaves of a sum.
+    scale = np.maximum(np.asarray(oracle.grad_norms or (), dtype=np.float64) ** 2, np.finfo(np.float64).tiny)
+    apart = {name: float(np.max(np.abs(one[name] - other[name]) / scale, initial=0.0)) for name in one}
+    by_itself = {
+        name: float(np.max(np.abs(one[name] - other[name]) / (one[name] + SEEN * scale), initial=0.0)) for name in one
+    }
+    least = max(ROUNDING, OFF * float(np.quantile(list(by_itself.values()), AGREES)))
+    off = [name for name, distance in by_itself.items() if distance > least]
+    if not off:
+        return None
+    worst = max(off, key=lambda name: apart[name])
+    also = f", as are those of {len(off) - 1} more of {len(apart)} parameters" if len(off) > 1 else ""
+    return worst, f"the squared norms of {worst} are {apart[worst]:.3g} of the whole off{also}; the rest agree"
+
+
+def _groups(names: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """What may be counted wrongly together, the smallest first: parameters, layers, kinds of layers, their parts."""
+    yield from ((name, [name]) for name in names)
+    for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        yield layer, [name for name in names if name.rpartition(".")[0] == layer]
+    for kind, is_one in KINDS:
+        for part in ("", "weight", "bias"):
+            found = [name for name in names if is_one(name) and name.endswith(part)]
+            if found:
+                yield f"{part} of all {kind}".removeprefix(" of "), found
+
+
+def _left_over(part: NDArray[np.float64], deficit: NDArray[np.float64]) -> float:
+    square = float(part @ part)
+    # A part that would have to be counted less than not at all explains nothing.
+    if square == 0 or part @ deficit > (1 + FITS) * square:
+        return np.inf
+    return float(np.linalg.norm(deficit - part * (part @ deficit) / square) / np.linalg.norm(deficit))
