@@ -17,6 +17,13 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; default SQLite in data_dir")
     broker_url: str = Field("", description="Celery broker, such as redis://host/0; default folders in data_dir")
     artifacts_url: str = Field("", description="fsspec URL of a folder; default a folder in data_dir")
+    cache: str = Field("", description="Folder of the mirror and the sources of Opacus; default in data_dir")
+    opacus_remote: str = Field(
+        "https://github.com/meta-pytorch/opacus", description="URL or path of the repository that commits come from"
+    )
+    allow_opacus_paths: bool = Field(
+        False, description="Let clients of the API have workers run an Opacus from any folder, `path:<folder>`"
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
 
@@ -55,6 +62,11 @@ class Settings(BaseSettings):
     def artifacts(self) -> str:
         """The URL of the artifact folder, with the default filled in."""
         return (self.artifacts_url or str(self.folder / "artifacts")).rstrip("/")
+
+    @property
+    def cache_folder(self) -> Path:
+        """The cache as an absolute path, with the default filled in."""
+        return Path(self.cache).expanduser().absolute() if self.cache else self.folder / "cache"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -44,7 +44,10 @@ def cursor_position(cursor: str | None) -> int | None:
 def create(
     comparison: Comparison, context: HasContext, response: Response, idempotency_key: IdempotencyKey = None
 ) -> ComparisonSummary:
-    """Queues a comparison. Its address is in the `Location` header."""
+    """Queues a comparison. Its address is in the `Location` header.
+
+    An arm's `opacus` is `installed`, `version:` or `commit:`; `path:` only where the service's settings allow it.
+    """
     return _submit(context, response, comparison, None, idempotency_key)
 
 
@@ -105,6 +108,7 @@ def rerun(
 def _submit(
     context: Context, response: Response, comparison: Comparison, rerun_of: ComparisonRow | None, key: str | None
 ) -> ComparisonSummary:
+    _refuse_paths(context, comparison)
     try:
         submitted = submit(
             context.database,
@@ -123,3 +127,13 @@ def _submit(
     response.headers["Location"] = location(answer.id)
     response.status_code = 201 if submitted.created else 200
     return answer
+
+
+def _refuse_paths(context: Context, comparison: Comparison) -> None:
+    """A folder of a worker's disk is code that whoever can write there wrote: no client may have it run unasked."""
+    for role, arm in (("reference", comparison.reference), ("candidate", comparison.candidate)):
+        if arm.opacus.startswith("path:") and not context.settings.allow_opacus_paths:
+            raise refused_field(
+                f"{role}.opacus",
+                "path: is not allowed here (setting CLIPWATCH_ALLOW_OPACUS_PATHS); use version: or commit:",
+            )

@@ -13,7 +13,7 @@ from service.api.documents import (
     LogChunk,
     Plot,
 )
-from service.contract import Finding, Gate, Verdict
+from service.contract import Finding, Gate, Subject, Verdict
 from service.store import AttemptRow, AttemptState, ComparisonRow, LogChunkRow, Status
 
 PREFIX = "/api/v1"
@@ -68,7 +68,14 @@ def detail(row: ComparisonRow) -> ComparisonDetail:
         comparison=row.document,
         gates=gates(last) if last else [],
         findings=[
-            Finding(metric=f.metric, step=f.step, parameter=f.parameter, rank=f.rank, message=f.message)
+            Finding(
+                metric=f.metric,
+                subject=Subject(f.subject),
+                step=f.step,
+                parameter=f.parameter,
+                rank=f.rank,
+                message=f.message,
+            )
             for f in (last.findings if last else [])
         ],
         plots=[
@@ -83,10 +90,12 @@ def gates(attempt: AttemptRow) -> list[Gate]:
     return [
         Gate(
             metric=gate.metric,
+            subject=Subject(gate.subject),
             passed=gate.passed,
             observed=gate.observed,
             limit=gate.limit,
             first_step=gate.first_step,
+            parameter=gate.parameter,
             detail=gate.detail,
         )
         for gate in attempt.gates

@@ -137,7 +137,7 @@ class AttemptRepository:
     def arms(self, attempt_id: int, *, grad_norms: bool = False) -> list[ArmRow]:
         """The arms of an attempt with their series, and on request with every sample's gradient norm."""
         loaded = [undefer(ArmRow.series)] + ([undefer(ArmRow.grad_norms)] if grad_norms else [])
-        query = select(ArmRow).where(ArmRow.attempt_id == attempt_id).order_by(ArmRow.role.desc())
+        query = select(ArmRow).where(ArmRow.attempt_id == attempt_id).order_by(ArmRow.id)
         return list(self._session.scalars(query.options(*loaded)))
 
     def _claimed(self, public_id: str, now: datetime) -> ComparisonRow | None:

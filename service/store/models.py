@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Boolean, ForeignKey, Index, MetaData, String, UniqueConstraint, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from service.contract import Subject
 from service.store.types import BigId, CleanText, ExactFloat, Json, UtcDateTime
 
 
@@ -106,7 +107,7 @@ class AttemptRow(Base):
     log_chars: Mapped[int] = mapped_column(BigId, default=0, server_default="0")
 
     comparison: Mapped[ComparisonRow] = relationship(back_populates="attempts")
-    arms: Mapped[list["ArmRow"]] = relationship(order_by="ArmRow.role.desc()")
+    arms: Mapped[list["ArmRow"]] = relationship(order_by="ArmRow.id")
     gates: Mapped[list["GateRow"]] = relationship(order_by="GateRow.position")
     findings: Mapped[list["FindingRow"]] = relationship(order_by="FindingRow.position")
     artifacts: Mapped[list["ArtifactRow"]] = relationship(order_by="ArtifactRow.name")
@@ -135,6 +136,10 @@ class ArmRow(Base):
     grad_norms: Mapped[list[Any] | None] = mapped_column(Json, deferred=True)
 
 
+def _subject() -> Mapped[str]:
+    return mapped_column(String(10), default=Subject.COMPARISON, server_default=Subject.COMPARISON.value)
+
+
 class GateRow(Base):
     __tablename__ = "gates"
     __table_args__ = (UniqueConstraint("attempt_id", "position"),)
@@ -143,10 +148,12 @@ class GateRow(Base):
     attempt_id: Mapped[int] = _attempt_key()
     position: Mapped[int]
     metric: Mapped[str] = mapped_column(String(100))
+    subject: Mapped[str] = _subject()
     passed: Mapped[bool]
     observed: Mapped[float | None] = mapped_column(ExactFloat)
     limit: Mapped[float] = mapped_column(ExactFloat)
     first_step: Mapped[int | None]
+    parameter: Mapped[str | None] = mapped_column(CleanText)
     detail: Mapped[str] = mapped_column(CleanText, default="")
 
 
@@ -158,6 +165,7 @@ class FindingRow(Base):
     attempt_id: Mapped[int] = _attempt_key()
     position: Mapped[int]
     metric: Mapped[str] = mapped_column(String(100))
+    subject: Mapped[str] = _subject()
     step: Mapped[int | None]
     parameter: Mapped[str | None] = mapped_column(CleanText)
     rank: Mapped[int | None]

@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 from service.contract import ArmError, ArmRecord, Finding, Gate, StepRecord, Verdict
 from service.store.models import ArmRow, ArtifactRow, AttemptRow, FindingRow, GateRow
 
-METRICS = tuple(name for name in StepRecord.model_fields if name not in ("event", "grad_norms"))
+# Numbers of a step only: sketches stay in the record's file, and per-sample norms have a column of their own.
+NO_SERIES = ("event", "grad_norms", "clip_factors", "parameters")
+METRICS = tuple(name for name in StepRecord.model_fields if name not in NO_SERIES)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _write_arm(row: ArmRow, arm: ArmResult) -> None:
     record = arm.record
     row.step = record.steps[-1].step if record.steps else 0
     row.num_steps = record.start.num_steps if record.start else None
-    row.start = as_json(record.start) if record.start else None
+    row.start = as_json(record.start.model_copy(update={"parameters": None})) if record.start else None
     row.end = as_json(record.end) if record.end else None
     row.error = as_json(arm.error) if arm.error else None
     row.series = series_of(record)

@@ -15,7 +15,7 @@ from service.context import HasContext
 from service.contract import Gate
 from service.store import ComparisonRepository, ComparisonRow, LogRepository, now
 from service.web.render import page
-from service.web.words import arm_words
+from service.web.words import SUBJECTS, arm_words
 
 router = APIRouter()
 
@@ -41,8 +41,8 @@ def comparison(public_id: str, context: HasContext) -> HTMLResponse:
         c=shown,
         state=shown.verdict or shown.status,
         arms=arms,
-        title=" vs ".join(arm["words"] for arm in arms),
-        gates=sorted(shown.gates, key=lambda gate: gate.passed),
+        title=" vs ".join(arm["words"] for arm in arms if arm["role"] in ROLES),
+        gates=_by_subject(shown.gates),
         share=_share,
         attempt=shown.attempts[-1] if shown.attempts else None,
         # Oldest first: a strip reads from left to right.
@@ -56,9 +56,12 @@ def _arms(shown: ComparisonDetail) -> list[dict[str, Any]]:
     """What was asked of each arm and what its record says, reference first."""
     decided = [attempt for attempt in shown.attempts if attempt.verdict] or shown.attempts
     ran = {arm.role: arm for arm in decided[-1].arms} if decided else {}
+    asked_of = {role: shown.comparison.get(role, {}) for role in ROLES}
+    # Beside the two that are compared: the candidate once more, and an oracle, which nobody describes.
+    asked_of |= {role: asked for role, asked in _checks(shown).items() if role in ran}
     arms = []
-    for role in ROLES:
-        asked, record = shown.comparison.get(role, {}), ran.get(role)
+    for role, asked in asked_of.items():
+        record = ran.get(role)
         start = (record.start if record else None) or {}
         arms.append(
             {
@@ -71,6 +74,22 @@ def _arms(shown: ComparisonDetail) -> list[dict[str, Any]]:
             }
         )
     return arms
+
+
+def _checks(shown: ComparisonDetail) -> dict[str, dict[str, Any]]:
+    device = shown.comparison.get("reference", {}).get("device")
+    oracle = {"mode": "oracle", "dtype": "float64", "device": device}
+    return {"oracle": oracle, "repeat": shown.comparison.get("candidate", {})}
+
+
+def _by_subject(gates: list[Gate]) -> dict[str, list[Gate]]:
+    """Failed gates first, and first the subjects that have one."""
+    grouped = {
+        subject: sorted((gate for gate in gates if gate.subject.value == subject), key=lambda gate: gate.passed)
+        for subject in SUBJECTS
+    }
+    filled = ((subject, of_subject) for subject, of_subject in grouped.items() if of_subject)
+    return dict(sorted(filled, key=lambda item: item[1][0].passed))
 
 
 def _share(gate: Gate) -> str:

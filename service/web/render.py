@@ -35,7 +35,9 @@ templates.globals |= {
     "GATES": words.GATES,
     "GLYPHS": words.GLYPHS,
     "PLOTS": words.PLOTS,
+    "SUBJECTS": words.SUBJECTS,
     "arm_words": words.arm_words,
+    "place_words": words.place_words,
     "workload_words": words.workload_words,
 }
 

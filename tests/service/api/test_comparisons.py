@@ -5,7 +5,9 @@ import threading
 from datetime import timedelta
 
 import pytest
+from fastapi.testclient import TestClient
 
+from service.app import create_app
 from service.contract import Comparison, Mode, Verdict
 from service.store import AttemptRepository, now
 from tests.service.documents import result, tiny
@@ -240,3 +242,26 @@ def test_an_unknown_path_and_method_are_problems_too(client) -> None:
     response = client.delete(COMPARISONS)
     assert (response.status_code, fields(response)) == (405, [])
     assert "POST" in response.headers["allow"] or "GET" in response.headers["allow"]
+
+
+@pytest.mark.parametrize("role", ["reference", "candidate"])
+def test_a_folder_as_opacus_needs_a_setting(client, settings, role) -> None:
+    document = body()
+    document[role]["opacus"] = "path:/home/someone/opacus"
+    refused = post(client, document)
+    assert refused.status_code == 422
+    assert fields(refused) == [f"{role}.opacus"]
+    assert "CLIPWATCH_ALLOW_OPACUS_PATHS" in refused.json()["detail"]
+    allowing = settings.model_copy(update={"allow_opacus_paths": True})
+    with TestClient(create_app(allowing)) as other:
+        made = post(other, document)
+    assert made.status_code == 201
+    # Running it again is asking for it again.
+    assert client.post(f"{COMPARISONS}/{made.json()['id']}/rerun").status_code == 422
+
+
+@pytest.mark.parametrize("source", ["version:1.5.4", "commit:main", "installed"])
+def test_released_and_committed_sources_are_taken(client, source) -> None:
+    document = body()
+    document["candidate"]["opacus"] = source
+    assert post(client, document).status_code == 201

@@ -26,8 +26,13 @@ def test_a_finished_comparison_has_gates_findings_attempts_and_links(client, fin
         ("parameter_norm", True, 0.1 + 0.2, None),
         ("epsilon", True, "Infinity", None),
         ("grad_norms", False, None, None),
+        ("oracle_clipped_grad", False, 1.0, 1),
     ]
-    assert [(one["step"], one["parameter"], one["rank"]) for one in answer["findings"]] == [(2, "head.weight", 1)]
+    assert {gate["subject"] for gate in answer["gates"][:4]} == {"comparison"}
+    assert (answer["gates"][4]["subject"], answer["gates"][4]["parameter"]) == ("candidate", "blocks.0.mlp_norm.weight")
+    assert [(one["subject"], one["step"], one["parameter"], one["rank"]) for one in answer["findings"]] == [
+        ("reference", 2, "head.weight", 1)
+    ]
     (attempt,) = answer["attempts"]
     assert (attempt["number"], attempt["state"], attempt["verdict"]) == (1, "finished", "failed")
     reference = attempt["arms"][0]
@@ -128,7 +133,7 @@ def test_history_is_that_of_one_definition_newest_first_and_paged(client, finish
     assert [item["verdict"] for item in items] == ["passed", "failed", "passed"]
     assert second["next"] is None
     assert queued["id"] not in [item["id"] for item in items]
-    assert len(items[0]["gates"]) == 4
+    assert len(items[0]["gates"]) == 5
     assert items[0]["versions"] == {"reference": {"torch": "2.13.0", "opacus": "1.6.0"}}
 
 

@@ -14,6 +14,7 @@ from service.app import create_app
 from service.contract import Verdict
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonFilter, ComparisonRepository, Database, is_current, now
+from service.suites import load
 from tests.service.documents import result, tiny
 from tests.waiting import until
 
@@ -111,6 +112,18 @@ class TestSubmit:
         assert json.loads(again.stdout)["id"] != made.stdout.strip()
         repeat = run("submit", "--server", server, "--idempotency-key", "k", "--json")
         assert json.loads(repeat.stdout) == json.loads(again.stdout)
+
+    def test_a_suite_is_a_submission_of_each_of_its_comparisons(self, server, database) -> None:
+        made = run("submit", "--suite", "smoke", "--server", server, "--set", "workload.seed=7", "--json")
+        assert made.returncode == 0, made.stderr
+        names = [f"smoke/{comparison.name}" for comparison in load("smoke").comparisons]
+        with database.read() as session:
+            rows = ComparisonRepository(session).page(ComparisonFilter(), limit=10)
+            assert sorted(row.name for row in rows) == sorted(names)
+            assert {row.public_id for row in rows} == {answer["id"] for answer in json.loads(made.stdout)}
+        refused = run("submit", "--suite", "nosuch", "--server", server)
+        assert refused.returncode == 2
+        assert "no suite nosuch" in refused.stderr
 
     @pytest.mark.parametrize(("verdict", "status"), [("passed", 0), ("failed", 1), ("error", 3), ("cancelled", 3)])
     def test_waiting_ends_with_the_verdict_as_status(self, server, database, verdict, status) -> None:

@@ -68,7 +68,7 @@ def test_history_has_the_finished_ones_of_one_definition(database) -> None:
     with database.read() as session:
         rows = ComparisonRepository(session).history(tiny().definition, limit=5)
         assert [row.name for row in rows] == ["2", "1"]
-        assert len(rows[0].attempts[0].gates) == 4
+        assert len(rows[0].attempts[0].gates) == 5
 
 
 def test_cancel_ends_what_is_queued_and_leaves_what_is_finished(database) -> None:

@@ -205,15 +205,22 @@ def test_everything_that_is_recorded_reads_back_exactly(database, queued) -> Non
         ("parameter_norm", repr(0.1 + 0.2), 1e-4, None),
         ("epsilon", "inf", 0.0, None),
         ("grad_norms", "None", 1e-3, None),
+        ("oracle_clipped_grad", "1.0", 1e-4, 1),
     ]
-    assert [(f.parameter, f.rank, f.message) for f in attempt.findings] == [("head.weight", 1, "loss is NaN\ufffd")]
+    assert [(g.subject, g.parameter) for g in attempt.gates[-2:]] == [
+        ("comparison", None),
+        ("candidate", "blocks.0.mlp_norm.weight"),
+    ]
+    assert [(f.subject, f.parameter, f.rank, f.message) for f in attempt.findings] == [
+        ("reference", "head.weight", 1, "loss is NaN\ufffd")
+    ]
     assert [(a.name, a.size) for a in attempt.artifacts] == [("loss.png", 3)]
     with database.read() as session:
         reference, candidate = AttemptRepository(session).arms(claimed.attempt_id, grad_norms=True)
     assert (reference.role, candidate.role) == ("reference", "candidate")
     assert reference.series["loss"] == [1.5, "NaN"]
     assert reference.series["clipped_grad_norm"] == ["-Infinity", "-Infinity"]
-    assert "clipped_share" not in reference.series
+    assert not reference.series.keys() & {"clipped_share", "clip_factors", "parameters"}
     assert reference.grad_norms[0] == [0.5, "NaN", "Infinity", 2.0]
     assert (reference.end["epsilon"], candidate.series, candidate.grad_norms) == ("Infinity", {}, None)
 

@@ -5,9 +5,10 @@ import threading
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select, text
 
 from service.store import Base, Database, downgrade, is_current, migrate
+from service.store.models import FindingRow, GateRow
 
 
 @pytest.fixture
@@ -60,3 +61,58 @@ def test_two_at_once_migrate_once(empty) -> None:
         thread.join()
     assert failures == []
     assert is_current(empty)
+
+
+def test_results_of_the_first_schema_become_results_about_the_comparison(empty) -> None:
+    migrate(empty, "0001")
+    moment = "2026-01-01 00:00:00"
+    with empty.engine.begin() as connection:
+        for table, values in {
+            "comparisons": {
+                "id": 1,
+                "public_id": "c",
+                "definition": "d",
+                "document": "{}",
+                "reference_mode": "ghost",
+                "candidate_mode": "flash",
+                "status": "finished",
+                "created_at": moment,
+                "rings": 1,
+                "ring_after": moment,
+            },
+            "attempts": {
+                "id": 1,
+                "comparison_id": 1,
+                "number": 1,
+                "worker": "w",
+                "token": "t",
+                "state": "finished",
+                "started_at": moment,
+                "heartbeat_at": moment,
+                "lease_expires_at": moment,
+            },
+            "gates": {
+                "id": 1,
+                "attempt_id": 1,
+                "position": 0,
+                "metric": "loss",
+                "passed": True,
+                "limit": "0.0",
+                "detail": "",
+            },
+            "findings": {"id": 1, "attempt_id": 1, "position": 0, "metric": "loss", "message": "apart"},
+        }.items():
+            columns = ", ".join(f'"{name}"' for name in values)
+            places = ", ".join(f":{name}" for name in values)
+            connection.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({places})"), values)
+    migrate(empty)
+    with empty.read() as session:
+        assert [(gate.metric, gate.subject, gate.parameter) for gate in session.scalars(select(GateRow))] == [
+            ("loss", "comparison", None)
+        ]
+        assert [(found.message, found.subject) for found in session.scalars(select(FindingRow))] == [
+            ("apart", "comparison")
+        ]
+    downgrade(empty, "0001")
+    with empty.engine.connect() as connection:
+        assert connection.execute(text("SELECT metric FROM gates")).scalars().all() == ["loss"]

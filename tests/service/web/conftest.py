@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -87,10 +88,19 @@ def result(verdict: Verdict, gates: list[Gate], artifacts: list[Artifact], epsil
                 end=ArmEnd(num_steps=32, epsilon=epsilon, delta=1e-5, duration=75.0),
             )
         )
-        for role, world_size in (("reference", 1), ("candidate", 3))
+        for role, world_size in (("reference", 1), ("candidate", 3), ("oracle", 1))
     }
     broken = [gate for gate in gates if not gate.passed]
-    findings = [Finding(metric=gate.metric, step=gate.first_step, message="Look at <b>this</b>") for gate in broken]
+    findings = [
+        Finding(
+            metric=gate.metric,
+            subject=gate.subject,
+            step=gate.first_step,
+            parameter=gate.parameter,
+            message="Look at <b>this</b>",
+        )
+        for gate in broken
+    ]
     return AttemptResult(verdict=verdict, gates=gates, findings=findings, arms=arms, artifacts=artifacts)
 
 
@@ -130,6 +140,8 @@ class Conductor:
             assert AttemptRepository(session).record(claim.token, written, now(session))
 
 
-def gate(metric: str, passed: bool, observed: float | None, limit: float, step: int | None = None) -> Gate:
+def gate(
+    metric: str, passed: bool, observed: float | None, limit: float, step: int | None = None, **values: Any
+) -> Gate:
     detail = "" if passed else f"{metric} broke <here>."
-    return Gate(metric=metric, passed=passed, observed=observed, limit=limit, first_step=step, detail=detail)
+    return Gate(metric=metric, passed=passed, observed=observed, limit=limit, first_step=step, detail=detail, **values)

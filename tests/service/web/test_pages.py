@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 from fastapi.testclient import TestClient
 
-from service.contract import Arm, Comparison, Mode, Verdict, Workload
+from service.contract import Arm, Comparison, Mode, Subject, Verdict, Workload
 from tests.service.web.conftest import PNG, Conductor, gate, submit
 
 NASTY = "<script>alert('1')</script> & \"co\""
@@ -97,10 +97,29 @@ def test_a_failed_comparison_says_where_it_broke(client: TestClient, conductor: 
     assert gates[3] == "parameter_norm norm of all parameters, each step ✓ passed 1e-06 1.0% of limit 0.0001 –"
     assert "Look at <b>this</b>" in text
     assert "parameters 14 640 138 14 640 138" in text.replace("\N{NARROW NO-BREAK SPACE}", " ")
-    assert "kernels torch torch" in text
+    assert "arm flash × 1 flash_fsdp × 3 oracle × 1" in text
+    assert "kernels torch torch torch" in text
     assert "opacus 1.6.0" in text
     assert "training time 1 min 15 s 1 min 15 s" in text
     assert "ε 1.5 at δ = 1e-05" in text
+
+
+def test_gates_are_grouped_by_what_they_are_about(client: TestClient, conductor: Conductor) -> None:
+    about = {"subject": Subject.CANDIDATE, "parameter": "blocks.0.<norm>"}
+    gates = [*GATES[2:3], gate("oracle_clipped_grad", False, 1.0, 1e-4, 1, **about)]
+    gates.append(gate("epsilon_oracle", True, 0.0, 0.01, subject=Subject.REFERENCE))
+    public_id = submit(client)
+    conductor.finish(conductor.claim(public_id), Verdict.FAILED, gates)
+    html = get(client, f"/comparisons/{public_id}")
+    headings = [text_of(row) for row in re.findall(r'<tr class="group">.*?</tr>', html, re.S)]
+    assert headings == [
+        "Candidate against oracle and theory",
+        "Candidate against reference",
+        "Reference against oracle and theory",
+    ]
+    assert "oracle_clipped_grad blocks.0.<norm> oracle_clipped_grad broke <here>." in text_of(html)
+    assert "step 1 · parameter blocks.0.<norm>" in text_of(html)
+    assert "ε against Google's dp-accounting" in text_of(html)
 
 
 def test_plots_are_shown_and_lead_to_the_svg(client: TestClient, conductor: Conductor) -> None:
