@@ -10,8 +10,10 @@ from typing import Annotated, Protocol
 from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
+from worker.checkout import Source
 from worker.launch import Launcher
 from worker.launch.protocol import LOG
+from worker.source import describe_source
 
 POLL_SECONDS = 0.2
 
@@ -90,14 +92,23 @@ class RecordReader:
 
 
 def run_arm(
-    role: str, spec: ArmSpec, folder: Path, *, launcher: Launcher, observer: Observer, stop: threading.Event
+    role: str,
+    spec: ArmSpec,
+    folder: Path,
+    *,
+    launcher: Launcher,
+    observer: Observer,
+    stop: threading.Event,
+    source: Source | None = None,
 ) -> ArmOutcome:
     """Start the arm, report its progress, and read its record and error when it has ended.
+
+    An arm that imported another Opacus than its `source` has failed.
 
     Raises:
         Stopped: `stop` was set.
     """
-    running = launcher.start(spec, folder)
+    running = launcher.start(spec, folder, source.folder if source else None)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
     try:
         status = None
@@ -108,6 +119,7 @@ def run_arm(
             if stopping:
                 raise Stopped
         error = None if status == 0 and reader.record.end else _error(folder, status, spec)
+        error = error or _wrong_source(reader.record, source)
     except ValidationError as fault:
         message = f"the record cannot be read: {fault.errors()[0]['msg']}"
         error = ArmError(kind=ErrorKind.CRASH, message=message)
@@ -124,6 +136,16 @@ def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> N
             observer.started(role, line)
         elif isinstance(line, StepRecord):
             observer.step(role, line)
+
+
+def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
+    if source is None or source.digest is None or record.start is None:
+        return None
+    given = describe_source(source.opacus, source.digest)
+    if record.start.source == given:
+        return None
+    message = f"the arm imported another Opacus ({record.start.source}) than it was given ({given})"
+    return ArmError(kind=ErrorKind.SOURCE, message=message)
 
 
 def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:

@@ -13,6 +13,7 @@ from service.contract import Verdict
 from service.settings import Settings
 from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
 from worker.conductor.lease import Lease, Reason
+from worker.conductor.prepare import make_checkout
 from worker.conductor.run import Outcome, Stopped, run_comparison
 from worker.launch import Launcher
 
@@ -27,6 +28,7 @@ class Conductor:
     def __init__(self, database: Database, artifacts: ArtifactFolder, settings: Settings, launcher: Launcher) -> None:
         self._database, self._artifacts, self._settings, self._launcher = database, artifacts, settings, launcher
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
         self._leases: set[Lease] = set()
         self._leaving = False
@@ -75,7 +77,12 @@ class Conductor:
         try:
             with tempfile.TemporaryDirectory(prefix="clipwatch-", ignore_cleanup_errors=True) as folder:
                 outcome = run_comparison(
-                    claim.comparison, Path(folder), launcher=self._launcher, observer=lease, stop=lease.stop
+                    claim.comparison,
+                    Path(folder),
+                    launcher=self._launcher,
+                    observer=lease,
+                    stop=lease.stop,
+                    checkout=self._checkout,
                 )
                 result = self._result(claim, outcome)
         except Stopped:

@@ -4,17 +4,20 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.contract import Arm, ArmError, ArmSpec, Comparison, ErrorKind, Judgement, Verdict
+from service.contract import Arm, ArmError, ArmSpec, Comparison, Dtype, Judgement, Mode, Verdict
+from service.settings import get_settings
+from worker.checkout import Checkout
 from worker.conductor.arm import ArmOutcome, Observer, Stopped, run_arm
+from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
 from worker.judge import draw, judge
-from worker.launch import Launcher, LaunchError
+from worker.launch import Launcher
 
 __all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a comparison ended: `judgement` when both arms ran to their end, otherwise `error`."""
+    """How a comparison ended: `judgement` when every arm ran to its end, otherwise `error`. Arms are by role."""
 
     verdict: Verdict
     judgement: Judgement | None = None
@@ -24,32 +27,79 @@ class Outcome:
 
 
 def run_comparison(
-    comparison: Comparison, folder: Path, *, launcher: Launcher, observer: Observer, stop: threading.Event
+    comparison: Comparison,
+    folder: Path,
+    *,
+    launcher: Launcher,
+    observer: Observer,
+    stop: threading.Event,
+    plots: bool = True,
+    checkout: Checkout | None = None,
 ) -> Outcome:
-    """Run reference, then candidate, then judge and draw into `folder`.
+    """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
 
-    A fault of an arm is an `Outcome`, never an exception.
+    The arm `oracle` takes the first `oracle_steps` steps; there is none where another arm is an oracle, without
+    privacy, and with dropout, whose masks no two modes share. `repeat` is the candidate once more, when asked for.
+    The oracle has the installed Opacus, whose accountant is all it takes from it. A fault of an arm is an `Outcome`,
+    never an exception. Without a `checkout` the settings of this process say where Opacus sources come from.
 
     Raises:
         Stopped: `stop` was set; every process has been ended.
     """
-    roles: dict[str, Arm] = {"reference": comparison.reference, "candidate": comparison.candidate}
+    checkout = checkout or make_checkout(get_settings())
+    asked = {"reference": comparison.reference, "candidate": comparison.candidate}
     try:
-        resolved = {role: launcher.resolve(arm) for role, arm in roles.items()}
-    except LaunchError as fault:
-        return Outcome(Verdict.ERROR, error=ArmError(kind=ErrorKind.DEVICE, message=str(fault)))
+        prepared = prepare(asked, launcher=launcher, checkout=checkout, observer=observer, stop=stop)
+    except CannotPrepare as fault:
+        return Outcome(Verdict.ERROR, error=fault.error)
+    shown = comparison.model_copy(update={role: ready.arm for role, ready in prepared.items()})
+    specs = {role: _resolved(launcher, spec) for role, spec in specs_of(shown).items()}
+    sources = {role: ready.source for role, ready in prepared.items()}
+    sources["repeat"] = sources["candidate"]
     arms: dict[str, ArmOutcome] = {}
-    for role, arm in resolved.items():
+    for role, spec in specs.items():
         observer.phase(role)
-        spec = ArmSpec(workload=comparison.workload, arm=arm)
-        outcome = run_arm(role, spec, folder / role, launcher=launcher, observer=observer, stop=stop)
+        outcome = run_arm(
+            role, spec, folder / role, launcher=launcher, observer=observer, stop=stop, source=sources.get(role)
+        )
         arms[role] = outcome
         if outcome.error is not None:
-            named = outcome.error.model_copy(update={"message": f"{role} ({arm.mode}): {outcome.error.message}"})
-            return Outcome(outcome.error.kind.verdict, arms=arms, error=named)
+            return _failed(arms, outcome.error, role, spec.arm)
     observer.phase("judging")
-    shown = comparison.model_copy(update=resolved)
-    reference, candidate = arms["reference"].record, arms["candidate"].record
-    judgement = judge(shown, reference, candidate)
-    plots = draw(shown, reference, candidate, folder / "plots")
-    return Outcome(judgement.verdict, judgement, arms, None, plots)
+    records = {role: outcome.record for role, outcome in arms.items()}
+    judgement = judge(shown, **records)
+    drawn = draw(shown, records["reference"], records["candidate"], folder / "plots") if plots else []
+    return Outcome(judgement.verdict, judgement, arms, None, drawn)
+
+
+def specs_of(comparison: Comparison) -> dict[str, ArmSpec]:
+    """What to run, by role, in order; `run_comparison` says which roles there are."""
+    workload, reference, candidate = comparison.workload, comparison.reference, comparison.candidate
+    exact = comparison.exact or comparison.bitwise
+    specs = {
+        "reference": ArmSpec(workload=workload, arm=reference, exact=exact),
+        "candidate": ArmSpec(workload=workload, arm=candidate, exact=exact),
+    }
+    modes = {reference.mode, candidate.mode}
+    if comparison.oracle_steps and not modes & {Mode.ORACLE, Mode.NONE} and not workload.model.dropout:
+        # Noise is drawn where the reference draws it: generators of other devices give other numbers.
+        # With bfloat16 parameters it starts from theirs, rounded.
+        dtype = Dtype.BF16_PURE if {reference.dtype, candidate.dtype} == {Dtype.BF16_PURE} else Dtype.FP32
+        oracle = Arm(mode=Mode.ORACLE, world_size=1, device=reference.device, dtype=dtype)
+        specs["oracle"] = ArmSpec(workload=workload, arm=oracle, exact=exact, num_steps=comparison.oracle_due)
+    if comparison.repeat:
+        specs["repeat"] = specs["candidate"]
+    return specs
+
+
+def _resolved(launcher: Launcher, spec: ArmSpec) -> ArmSpec:
+    return spec.model_copy(update={"arm": launcher.resolve(spec.arm)})
+
+
+def _failed(arms: dict[str, ArmOutcome], error: ArmError, role: str, arm: Arm) -> Outcome:
+    """The outcome when an arm failed. An oracle that did is no verdict on the mode: it can be left out."""
+    verdict, message = error.kind.verdict, f"{role} ({arm.mode}): {error.message}"
+    if role == "oracle":
+        message = f"oracle: {error.message}; compare without it: oracle_steps 0 (--oracle-steps 0)"
+        verdict = verdict if verdict is Verdict.CANCELLED else Verdict.ERROR
+    return Outcome(verdict, arms=arms, error=error.model_copy(update={"message": message}))

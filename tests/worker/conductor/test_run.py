@@ -9,14 +9,19 @@ from service.contract import Comparison, ErrorKind, Mode, Tolerances, Verdict
 from tests.worker.launching import FaultyCandidate, launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Stopped, run_comparison
+from worker.conductor.run import specs_of
 from worker.launch import LocalLauncher
 
 FLASH, FLASH_FSDP = cpu_arm(Mode.FLASH), cpu_arm(Mode.FLASH_FSDP, 2)
 
 
-def conduct(folder, launcher, observer=None, stop=None, reference=FLASH, candidate=FLASH_FSDP, **changes):
+def conduct(folder, launcher, observer=None, stop=None, reference=FLASH, candidate=FLASH_FSDP, checks=None, **changes):
     comparison = Comparison(
-        workload=tiny(**changes), reference=reference, candidate=candidate, tolerances=Tolerances(loss=1e-5)
+        workload=tiny(**changes),
+        reference=reference,
+        candidate=candidate,
+        tolerances=Tolerances(loss=1e-5),
+        **({"oracle_steps": 0} | (checks or {})),
     )
     return run_comparison(
         comparison, folder, launcher=launcher, observer=observer or Recording(), stop=stop or threading.Event()
@@ -30,17 +35,59 @@ def test_flash_passes_against_flash_fsdp_and_progress_is_told(tmp_path):
     assert all(gate.passed for gate in outcome.judgement.gates)
     assert observer.phases == ["reference", "candidate", "judging"]
     assert observer.steps == [(role, step) for role in ("reference", "candidate") for step in range(4)]
-    names = {"loss", "loss_difference", "gradient_norms", "parameter_norms"}
+    names = {"loss", "loss_difference", "gradient_norms", "parameter_norms", "gradient_differences"}
     assert {path.name for path in outcome.plots} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert all(path.stat().st_size > 1_000 for path in outcome.plots)
+
+
+def test_the_oracle_takes_the_first_steps_and_the_candidate_is_repeated(tmp_path):
+    observer, checks = Recording(), {"oracle_steps": 2, "repeat": True, "bitwise": True}
+    outcome = conduct(tmp_path, LocalLauncher(), observer, candidate=cpu_arm(Mode.GHOST), checks=checks)
+    assert outcome.error is None
+    assert observer.phases == ["reference", "candidate", "oracle", "repeat", "judging"]
+    oracle, repeat = outcome.arms["oracle"], outcome.arms["repeat"]
+    assert (oracle.spec.arm.mode, oracle.spec.arm.world_size) == (Mode.ORACLE, 1)
+    assert (oracle.record.start.num_steps, oracle.record.end.num_steps, len(oracle.record.steps)) == (2, 2, 2)
+    assert repeat.spec == outcome.arms["candidate"].spec
+    for ours, again in zip(outcome.arms["candidate"].record.steps, repeat.record.steps, strict=True):
+        assert ours.parameters == again.parameters
+        assert all(parameter.value.values for parameter in ours.parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "oracle_steps", "expected"),
+    [
+        ({}, 2, 2),
+        ({}, 9, 3),
+        ({}, 0, None),
+        ({"reference": cpu_arm(Mode.ORACLE)}, 2, None),
+        ({"reference": cpu_arm(Mode.NONE), "candidate": cpu_arm(Mode.NONE)}, 2, None),
+        ({"workload": tiny(model={"dropout": 0.1})}, 2, None),
+    ],
+    ids=["some steps", "more than there are", "none", "an arm is an oracle", "no privacy", "dropout"],
+)
+def test_an_oracle_runs_where_there_is_something_to_hold_to_it(changes, oracle_steps, expected):
+    arms = {"workload": tiny(), "reference": FLASH, "candidate": FLASH_FSDP} | changes
+    specs = specs_of(Comparison(**arms, oracle_steps=oracle_steps))
+    assert list(specs) == ["reference", "candidate"] + ["oracle"] * (expected is not None)
+    if expected is not None:
+        assert (specs["oracle"].num_steps, specs["oracle"].arm.device) == (expected, FLASH.device)
+
+
+def test_an_oracle_that_dies_is_an_error_that_says_how_to_do_without(tmp_path):
+    launcher = FaultyCandidate("out_of_memory", role="oracle")
+    outcome = conduct(tmp_path, launcher, candidate=FLASH, checks={"oracle_steps": 1}, max_steps=1)
+    assert (outcome.verdict, outcome.judgement) == (Verdict.ERROR, None)
+    assert outcome.error.message.startswith("oracle: out of memory")
+    assert outcome.error.message.endswith("compare without it: oracle_steps 0 (--oracle-steps 0)")
 
 
 @pytest.mark.parametrize(
     ("fault", "ranks", "metric", "step"),
     [
-        ("wrong_clip_factor", 1, "clipped_grad_norm", 1),
-        ("average_over_ranks", 2, "clipped_grad_norm", 1),
-        ("other_noise", 1, "parameter_norm", 1),
+        ("wrong_clip_factor", 1, "clip_factors", 1),
+        ("average_over_ranks", 2, "clipped_grad", 1),
+        ("other_noise", 1, "noise", 1),
         ("one_step_less", 1, "steps", 3),
         ("nan_loss", 1, "loss", 2),
     ],
@@ -87,7 +134,8 @@ def test_an_opacus_without_the_mode_is_unsupported(tmp_path):
     outcome = conduct(tmp_path, launcher_with_fault("no_ghost_fsdp"), reference=cpu_arm(Mode.GHOST_FSDP, 1))
     assert outcome.verdict is Verdict.UNSUPPORTED
     assert outcome.error.kind is ErrorKind.UNSUPPORTED
-    assert outcome.error.message == "reference (ghost_fsdp): this Opacus has no grad_sample_mode 'ghost_fsdp'"
+    assert outcome.error.message.startswith("reference (ghost_fsdp): this Opacus (")
+    assert outcome.error.message.endswith(") has no grad_sample_mode 'ghost_fsdp'")
 
 
 def test_stop_ends_the_arm_and_everything_it_started(tmp_path):

@@ -1,0 +1,103 @@
+"""A bare mirror of one remote, fetched only when what is asked for is not there."""
+
+import hashlib
+import re
+import tarfile
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from worker.checkout.commands import CheckoutError, CommandError, run
+
+SHA = re.compile(r"[0-9a-f]{40}")
+ABBREVIATED = re.compile(r"[0-9a-f]{7,40}")
+# A branch, tag, commit or pull/1/head and perhaps ~2 or ^ after it; nothing that git takes for an option or a search.
+REF = re.compile(r"(?P<name>[^-\s:?*\[\\~^@][^\s:?*\[\\~^]*)(?P<suffix>[~^][~^\d]*)?")
+BRANCHES_AND_TAGS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+
+
+class Mirror:
+    """The mirror of `remote` below `folder`. Callers hold a lock on the folder: git fetches into it one at a time."""
+
+    def __init__(self, remote: str, folder: Path):
+        self._remote = remote
+        self.shown = re.sub(r"(://)[^/@]*@", r"\1", remote)
+        self._folder = folder / f"mirror-{hashlib.sha256(remote.encode()).hexdigest()[:12]}.git"
+
+    def resolve(self, ref: str, stop: threading.Event) -> str:
+        """The full sha of the commit that `ref` names. A branch is looked up at the remote, for it moves.
+
+        Raises:
+            CheckoutError: the remote has no such commit, or cannot be reached.
+        """
+        parts = REF.fullmatch(ref)
+        if not parts or ".." in ref or "@{" in ref:
+            raise CheckoutError(f"{ref!r} is not the name of a branch, tag or commit")
+        fixed = ABBREVIATED.fullmatch(ref) or self._find(f"refs/tags/{ref}", stop)
+        sha = self._find(ref, stop) if fixed else None
+        if sha is None:
+            self._fetch(BRANCHES_AND_TAGS, stop)
+            sha = self._find(ref, stop) or self._fetch_by_name(parts["name"], parts["suffix"] or "", stop)
+        if sha is None:
+            raise CheckoutError(f"{self.shown} has no branch, tag or commit {ref!r}")
+        return sha
+
+    def tag(self, name: str, stop: threading.Event) -> str | None:
+        """The full sha of the commit that a tag names, or nothing if the remote has no such tag.
+
+        Raises:
+            CheckoutError: the tag is not in the mirror and the remote cannot be reached.
+        """
+        sha = self._find(f"refs/tags/{name}", stop)
+        if sha is None:
+            self._fetch(BRANCHES_AND_TAGS, stop)
+            sha = self._find(f"refs/tags/{name}", stop)
+        return sha
+
+    def export(self, sha: str, folder: Path, stop: threading.Event) -> None:
+        """Unpack the package `opacus` of a commit that is in the mirror into `folder`.
+
+        Raises:
+            CheckoutError: the commit has no such package, or files that may not be unpacked.
+        """
+        with TemporaryDirectory(dir=folder) as scratch:
+            archive = Path(scratch) / "archive.tar"
+            try:
+                self._git("archive", "--format=tar", f"--output={archive}", sha, "--", "opacus", stop=stop)
+            except CommandError as error:
+                missing = "pathspec" in str(error)
+                reason = "has no folder opacus/" if missing else f"cannot be exported: {error}"
+                raise CheckoutError(f"commit {sha} {reason}") from None
+            try:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise CheckoutError(f"commit {sha} cannot be unpacked: {error}") from error
+
+    def _find(self, ref: str, stop: threading.Event) -> str | None:
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", stop=stop).strip()
+        except CommandError:
+            return None
+
+    def _fetch(self, refspecs: tuple[str, ...], stop: threading.Event) -> None:
+        try:
+            # Harmless when it is there, and it mends one whose making was cut short.
+            run(("git", "init", "--quiet", "--bare", str(self._folder)), stop)
+            options = ("--quiet", "--no-tags", "--prune", "--no-write-fetch-head")
+            self._git("-c", "gc.autoDetach=false", "fetch", *options, "--", self._remote, *refspecs, stop=stop)
+        except CommandError as error:
+            reason = str(error).replace(self._remote, self.shown)
+            raise CheckoutError(f"cannot fetch from {self.shown}: {reason}") from None
+
+    def _fetch_by_name(self, name: str, suffix: str, stop: threading.Event) -> str | None:
+        """A commit that no branch or tag leads to, such as a pull request's; the remote may still hand it out."""
+        kept = f"refs/clipwatch/{name}"
+        try:
+            self._fetch((f"+{name if SHA.fullmatch(name) else f'refs/{name}'}:{kept}",), stop)
+        except CheckoutError:
+            return None
+        return self._find(kept + suffix, stop)
+
+    def _git(self, *arguments: str, stop: threading.Event) -> str:
+        return run(("git", f"--git-dir={self._folder}", *arguments), stop)

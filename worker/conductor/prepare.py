@@ -1,0 +1,60 @@
+"""From what was asked for to what runs: the arm resolved for this place, and its Opacus as a folder."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.contract import Arm, ArmError, ErrorKind
+from service.settings import Settings
+from worker.checkout import Checkout, CheckoutError, Interrupted, Source
+from worker.conductor.arm import Observer, Stopped
+from worker.launch import Launcher, LaunchError
+
+
+class CannotPrepare(Exception):
+    """An arm cannot be started."""
+
+    def __init__(self, error: ArmError):
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An arm with no `auto` and no moving ref, and the source that goes first on its path."""
+
+    arm: Arm
+    source: Source
+
+
+def make_checkout(settings: Settings) -> Checkout:
+    """The checkout that the settings describe."""
+    return Checkout(settings.opacus_remote, Path(settings.cache_folder))
+
+
+def prepare(
+    arms: Mapping[str, Arm], *, launcher: Launcher, checkout: Checkout, observer: Observer, stop: threading.Event
+) -> dict[str, Prepared]:
+    """Resolve every arm, then check its source out.
+
+    Raises:
+        CannotPrepare: an arm asks for devices that are not here, or for a source that cannot be had.
+        Stopped: `stop` was set.
+    """
+    try:
+        resolved = {role: launcher.resolve(arm) for role, arm in arms.items()}
+    except LaunchError as fault:
+        raise CannotPrepare(ArmError(kind=ErrorKind.DEVICE, message=str(fault))) from fault
+    if any(arm.opacus != "installed" for arm in resolved.values()):
+        observer.phase("checkout")
+    prepared = {}
+    for role, arm in resolved.items():
+        try:
+            source = checkout.get(arm.opacus, stop)
+        except CheckoutError as fault:
+            raise CannotPrepare(ArmError(kind=ErrorKind.SOURCE, message=f"{role}: {fault}")) from fault
+        except Interrupted as fault:
+            raise Stopped from fault
+        prepared[role] = Prepared(arm.model_copy(update={"opacus": source.opacus}), source)
+    return prepared

@@ -1,0 +1,123 @@
+"""Conducts a suite: its comparisons one after another, or several at a time."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.contract import Arm, ArmStart, Comparison, Device, StepRecord, Suite, Verdict
+from worker.conductor.run import Outcome, run_comparison
+from worker.launch import Launcher
+from worker.launch.shared import SharedArms
+
+ARMS = ("reference", "candidate")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one comparison of a suite ended, after how many seconds, with its files in `folder`."""
+
+    comparison: Comparison
+    outcome: Outcome
+    seconds: float
+    folder: Path
+
+    @property
+    def words(self) -> str:
+        """The first finding, or the error, or nothing."""
+        if self.outcome.error is not None:
+            return self.outcome.error.message
+        findings = self.outcome.judgement.findings if self.outcome.judgement else []
+        return findings[0].message if findings else ""
+
+
+class Silent:
+    """An observer that keeps nothing."""
+
+    def phase(self, phase: str) -> None: ...
+
+    def started(self, role: str, start: ArmStart) -> None: ...
+
+    def step(self, role: str, step: StepRecord) -> None: ...
+
+    def log(self, role: str, text: str) -> None: ...
+
+
+def run_suite(
+    suite: Suite,
+    folder: Path,
+    *,
+    launcher: Launcher,
+    stop: threading.Event,
+    jobs: int = 1,
+    report: Callable[[Result], None],
+) -> list[Result]:
+    """Run every comparison of the suite, each in a folder of its own, and report each as it ends.
+
+    Arms that several comparisons share run once. The results are in the order of the suite.
+
+    Raises:
+        Stopped: `stop` was set; every process has been ended.
+    """
+    shared = SharedArms(launcher)
+
+    def run(numbered: tuple[int, Comparison]) -> Result:
+        number, comparison = numbered
+        result = run_member(comparison, folder / folder_name(number, comparison), launcher=shared, stop=stop)
+        report(result)
+        return result
+
+    with pool(jobs, stop) as threads:
+        return list(threads.map(run, enumerate(suite.comparisons, start=1)))
+
+
+def run_member(
+    comparison: Comparison, folder: Path, *, launcher: Launcher, stop: threading.Event, plots: bool = True
+) -> Result:
+    """Run one comparison of a suite."""
+    start = time.perf_counter()
+    outcome = run_comparison(comparison, folder, launcher=launcher, observer=Silent(), stop=stop, plots=plots)
+    return Result(comparison, outcome, time.perf_counter() - start, folder)
+
+
+@contextmanager
+def pool(jobs: int, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are told to stop when the caller is interrupted or one of them fails."""
+    with ThreadPoolExecutor(jobs) as threads:
+        try:
+            yield threads
+        except BaseException:
+            stop.set()
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def folder_name(number: int, comparison: Comparison) -> str:
+    words = re.sub(r"[^a-z0-9_]+", "-", (comparison.name or "").lower()).strip("-")
+    return f"{number:02d}-{words}"
+
+
+def with_arms(suite: Suite, change: Callable[[str, Arm], Arm]) -> Suite:
+    """The suite with every arm as `change` makes it from its role and what it was."""
+    changed = tuple(
+        comparison.model_copy(update={role: change(role, getattr(comparison, role)) for role in ARMS})
+        for comparison in suite.comparisons
+    )
+    return suite.model_copy(update={"comparisons": changed})
+
+
+def on_device(suite: Suite, device: Device) -> Suite:
+    """The suite with every arm on `device`."""
+    return with_arms(suite, lambda _, arm: arm.model_copy(update={"device": device}))
+
+
+def verdict_of(results: list[Result]) -> Verdict:
+    """Failed if any failed, else the first that is not passed, else passed."""
+    verdicts = [result.outcome.verdict for result in results]
+    if Verdict.FAILED in verdicts:
+        return Verdict.FAILED
+    return next((verdict for verdict in verdicts if verdict is not Verdict.PASSED), Verdict.PASSED)

@@ -1,0 +1,27 @@
+"""What tells one Opacus from another: shared by the checkout and by the arm, which says what it imported."""
+
+import hashlib
+from pathlib import Path
+
+# Of 64: enough that no two sources look alike by accident.
+SHOWN_DIGITS = 16
+
+
+def hash_package(package: Path) -> str:
+    """SHA-256 (64 hex digits) over the names and contents of every Python file below the folder `package`."""
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(package).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def describe_source(opacus: str, digest: str) -> str:
+    """`opacus` of a resolved arm and the start of its files' hash; without the path of a folder, which others may see.
+
+    >>> describe_source("path:/home/me/opacus", "0b7620736a9f3f3aafc61f6d")
+    'path, files 0b7620736a9f3f3a'
+    """
+    kind, _, name = opacus.partition(":")
+    named = f"{kind} {name}" if kind in ("version", "commit") else kind
+    return f"{named}, files {digest[:SHOWN_DIGITS]}"
