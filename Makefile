@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint check gpu-test gpu-parity clean
+.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
@@ -23,6 +23,16 @@ gpu-test: $(VENV)/.installed-dev  ## The tests that need a GPU
 
 gpu-parity: $(VENV)/.installed-dev  ## The table of docs/results: default comparison on 1, 2 and 4 GPUs
 	$(BIN)/python -m tests.gpu.parity --world-sizes 1,2,4 --output docs/results/parity.md
+
+selftest: $(VENV)/.installed-dev  ## Are all faults found by the full suite?
+	$(BIN)/clipwatch selftest full $(ARGS)
+
+soak: $(VENV)/.installed-dev  ## Do clean comparisons alarm?
+	$(BIN)/python -m tests.soak --runs 200 $(ARGS)
+
+gpu-bench: $(VENV)/.installed-dev  ## Tables of kernels and of whole steps beside Opacus' ghost; needs a GPU
+	$(BIN)/python -m tests.benchmarks.norms --output docs/results/h200-kernels.md $(ARGS)
+	$(BIN)/python -m tests.benchmarks.steps $(ARGS)
 
 # The base install is the service alone; a worker adds torch, Opacus and Triton; dev adds what tests need.
 $(VENV)/.installed-worker: pyproject.toml constraints.txt

@@ -4,25 +4,33 @@ Exit status: 0 passed, 1 failed, 2 usage, 3 error, 130 interrupted.
 """
 
 import json
-import signal
 import sys
 import threading
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from service.contract import ArmSpec, Comparison, Mode, Verdict, plain
-from worker.conductor import ArmOutcome, Outcome, Stopped, run_comparison
+from service.commands.fault import Fault
+from service.contract import Arm, ArmSpec, Comparison, Mode, Workload, plain
+from service.settings import get_settings
+from worker.conductor import ArmOutcome, Outcome, run_comparison
 from worker.conductor.arm import run_arm
-from worker.launch import LaunchError, LocalLauncher
-from worker.options import arm_from, arm_options, choice, comparison_from, workload_from, workload_options
+from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
+from worker.launch import LocalLauncher
+from worker.options import (
+    arm_from,
+    arm_options,
+    check_options,
+    choice,
+    comparison_from,
+    workload_from,
+    workload_options,
+)
+from worker.running import ERROR, EXIT, fresh_folder, interruptible
+from worker.sources_options import ROLES, source_options, with_source
 from worker.terminal import ProgressObserver, print_arms, print_judgement, stderr_console
-
-EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1}
-ERROR, INTERRUPTED = 3, 130
 
 
 def run_options(command: Any) -> Any:
@@ -48,6 +56,8 @@ def run_options(command: Any) -> Any:
 )
 @click.option("--tolerance", type=float, help="Loss tolerance; others follow.  [default: 1e-4 fp32, 1e-3 bf16]")
 @arm_options
+@check_options
+@source_options(*ROLES)
 @run_options
 def compare(**options: Any) -> None:
     """Train a workload in two modes and judge whether they agree."""
@@ -55,9 +65,13 @@ def compare(**options: Any) -> None:
     world_size, shared = options["world_size"], {name: options[name] for name in ("dtype", "device", "kernels")}
     reference = arm_from(options["reference"], world_size if Mode(options["reference"]).sharded else None, **shared)
     candidate = arm_from(options["candidate"], world_size, **shared)
-    comparison = comparison_from(workload, reference, candidate, options["tolerance"])
-    folder = _folder(options["output"])
-    outcome = _interruptible(lambda stop: _compare(comparison, folder, stop))
+    reference, candidate = (
+        with_source(arm, options, role) for role, arm in zip(ROLES, (reference, candidate), strict=True)
+    )
+    checks = {name: options[name] for name in ("oracle_steps", "exact", "bitwise", "repeat")}
+    comparison = comparison_from(workload, reference, candidate, options["tolerance"], **checks)
+    folder = fresh_folder(options["output"])
+    outcome = interruptible(lambda stop: _compare(comparison, folder, stop))
     document = _document(comparison, outcome)
     (folder / "outcome.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if options["as_json"]:
@@ -74,28 +88,24 @@ def compare(**options: Any) -> None:
     "--world-size", type=int, help="Ranks.  [default: all GPUs, or 2 on CPU, for sharded modes; 1 for others]"
 )
 @arm_options
+@source_options()
 @run_options
 def train(**options: Any) -> None:
     """Train a workload in one mode and record it."""
     workload = workload_from(options)
     arm = arm_from(*(options[name] for name in ("mode", "world_size", "dtype", "device", "kernels")))
-    launcher, folder = LocalLauncher(), _folder(options["output"])
+    arm, folder = with_source(arm, options), fresh_folder(options["output"])
     try:
-        spec = ArmSpec(workload=workload, arm=launcher.resolve(arm))
-    except LaunchError as fault:
-        raise _fatal(str(fault)) from fault
-    with ProgressObserver(stderr_console(), {"arm": f"training {arm.mode}"}).shown() as observer:
-        observer.phase("arm")
-        outcome = _interruptible(
-            lambda stop: run_arm("arm", spec, folder, launcher=launcher, observer=observer, stop=stop)
-        )
+        outcome = interruptible(lambda stop: _train(workload, arm, folder, stop))
+    except CannotPrepare as fault:
+        raise Fault(str(fault)) from fault
     if options["as_json"]:
         click.echo(json.dumps(_arm_document(outcome)))
     else:
         print_arms(Console(), {"": outcome})
         click.echo(f"Record and log: {folder}")
     if outcome.error is not None:
-        raise _fatal(outcome.error.message)
+        raise Fault(outcome.error.message)
 
 
 @click.command()
@@ -107,40 +117,21 @@ def worker() -> None:
     main()
 
 
+def _train(workload: Workload, arm: Arm, folder: Path, stop: threading.Event) -> ArmOutcome:
+    launcher, checkout = LocalLauncher(), make_checkout(get_settings())
+    with ProgressObserver(stderr_console(), {"arm": f"training {arm.mode}"}).shown() as observer:
+        ready = prepare({"arm": arm}, launcher=launcher, checkout=checkout, observer=observer, stop=stop)["arm"]
+        observer.phase("arm")
+        spec = ArmSpec(workload=workload, arm=ready.arm)
+        return run_arm("arm", spec, folder, launcher=launcher, observer=observer, stop=stop, source=ready.source)
+
+
 def _compare(comparison: Comparison, folder: Path, stop: threading.Event) -> Outcome:
-    arms = {"reference": comparison.reference, "candidate": comparison.candidate}
-    labels = {role: f"{role} {arm.mode}" for role, arm in arms.items()}
+    modes = {"reference": comparison.reference.mode, "candidate": comparison.candidate.mode}
+    labels = {role: f"{role} {mode}" for role, mode in modes.items()}
+    labels |= {"oracle": "oracle", "repeat": f"repeat {comparison.candidate.mode}"}
     with ProgressObserver(stderr_console(), labels).shown() as observer:
         return run_comparison(comparison, folder, launcher=LocalLauncher(), observer=observer, stop=stop)
-
-
-def _interruptible(work: Any) -> Any:
-    """Run `work(stop)`; Ctrl-C or SIGTERM sets `stop`, and the program ends once the arms have."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        return work(stop)
-    except Stopped:
-        click.echo("interrupted: all processes of the arms have been ended", err=True)
-        sys.exit(INTERRUPTED)
-
-
-def _folder(given: Path | None) -> Path:
-    folder = given or Path("clipwatch-runs") / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    if folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"--output: {folder} is not empty")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise click.UsageError(f"--output: {fault}") from fault
-    return folder.resolve()
-
-
-def _fatal(message: str) -> click.ClickException:
-    fault = click.ClickException(message)
-    fault.exit_code = ERROR
-    return fault
 
 
 def _print_outcome(outcome: Outcome, folder: Path) -> None:
@@ -168,10 +159,12 @@ def _document(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
 
 
 def _arm_document(arm: ArmOutcome) -> dict[str, Any]:
+    # The sketches of every parameter are for the record, not for who reads an outcome.
+    last_step = arm.record.steps[-1].model_copy(update={"parameters": None}) if arm.record.steps else None
     return {
         "arm": plain(arm.spec.arm),
         "start": plain(arm.record.start),
-        "last_step": plain(arm.record.steps[-1] if arm.record.steps else None),
+        "last_step": plain(last_step),
         "end": plain(arm.record.end),
         "error": plain(arm.error),
         "folder": str(arm.folder),

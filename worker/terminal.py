@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from service.contract import ArmStart, Gate, Judgement, StepRecord
+from service.contract import ArmStart, Gate, Judgement, StepRecord, Subject
 from worker.conductor import ArmOutcome
 
 # Where no terminal follows along, a line every tenth of an arm.
@@ -69,20 +70,32 @@ def number(value: float | None) -> str:
 
 
 def print_judgement(console: Console, judgement: Judgement) -> None:
-    """The table of gates, failed ones first, then findings."""
-    short = [Column(name, no_wrap=True) for name in ("gate", "verdict", "observed", "limit")]
-    table = Table(*short, "first step", "detail")
-    for gate in sorted(judgement.gates, key=lambda gate: gate.passed):
-        table.add_row(*_gate_row(gate))
+    """The table of gates by subject, failed ones first, then why they failed, then findings."""
+    table = Table(*(Column(name, no_wrap=True) for name in ("gate", "verdict", "observed", "limit", "first step")))
+    for subject in Subject:
+        gates = sorted((gate for gate in judgement.gates if gate.subject is subject), key=lambda gate: gate.passed)
+        for gate in gates:
+            table.add_row(*_gate_row(gate), end_section=gate is gates[-1])
     console.print(table)
+    for gate in judgement.gates:
+        if not gate.passed:
+            whose = "" if gate.subject is Subject.COMPARISON else f"{gate.subject}: "
+            console.print(f"[bold red]✕[/bold red] {whose}{escape(gate.detail)}")
     for finding in judgement.findings:
-        console.print(f"[bold]Finding:[/bold] {finding.message}")
+        known = {"step": finding.step, "parameter": finding.parameter, "rank": finding.rank}
+        where = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        console.print(f"[bold]Finding{f' ({where})' if where else ''}:[/bold] {escape(finding.message)}")
 
 
 def _gate_row(gate: Gate) -> tuple[str, ...]:
     verdict = "[green]passed[/green]" if gate.passed else "[bold red]failed[/bold red]"
     first = "" if gate.first_step is None else str(gate.first_step)
-    return gate.metric, verdict, number(gate.observed), number(gate.limit), first, gate.detail
+    return _gate_name(gate), verdict, number(gate.observed), number(gate.limit), first
+
+
+def _gate_name(gate: Gate) -> str:
+    """Of the comparison it goes without saying; other gates say of which arm they are."""
+    return gate.metric if gate.subject is Subject.COMPARISON else f"{gate.subject}: {gate.metric}"
 
 
 def print_arms(console: Console, arms: dict[str, ArmOutcome]) -> None:
@@ -101,6 +114,7 @@ def _arm_rows(arms: list[ArmOutcome]) -> Iterator[tuple[str, list[str]]]:
     )
     yield "dtype", [str(a.spec.arm.dtype) for a in arms]
     yield "kernels", [(a.record.start and a.record.start.kernels) or "–" for a in arms]
+    yield "Opacus", [_opacus(a) for a in arms]
     yield "parameters", [f"{a.record.start.num_parameters:,}" if a.record.start else "–" for a in arms]
     yield "steps", [str(len(a.record.steps)) for a in arms]
     yield "last loss", [number(a.record.steps[-1].loss) if a.record.steps else "–" for a in arms]
@@ -110,6 +124,12 @@ def _arm_rows(arms: list[ArmOutcome]) -> Iterator[tuple[str, list[str]]]:
         "peak memory, MiB",
         [f"{a.record.steps[-1].peak_memory / 2**20:,.0f}" if a.record.steps else "–" for a in arms],
     )
+
+
+def _opacus(arm: ArmOutcome) -> str:
+    version = arm.record.start.versions["opacus"] if arm.record.start else "?"
+    kind, _, name = arm.spec.arm.opacus.partition(":")
+    return f"{version} ({kind} {name[:12]})" if kind == "commit" else f"{version} ({kind})"
 
 
 def _median(values: list[float]) -> float | None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from service.commands.client import Client
 from service.settings import get_settings
+from service.suites import SuiteError, load
 
 EXIT = {"passed": 0, "failed": 1}
 ERROR, INTERRUPTED = 3, 130
@@ -28,6 +29,7 @@ POLL_SECONDS = 0.5
     help="Set a field, such as workload.batch_size=8 or candidate.mode=ghost. May be repeated.",
 )
 @click.option("--name", help="A label for the comparison.")
+@click.option("--suite", "suite_name", metavar="NAME", help="Submit every comparison of a suite: built in, or a file.")
 @click.option("--server", help="Address of the service.  [default: http://127.0.0.1:8000]")
 @click.option("--idempotency-key", help="Repeating a submit with the same key returns the first one's comparison.")
 @click.option("--wait", is_flag=True, help="Wait for the verdict and print it.")
@@ -36,20 +38,27 @@ def submit(
     file: IO[str] | None,
     changes: tuple[str, ...],
     name: str | None,
+    suite_name: str | None,
     server: str | None,
     idempotency_key: str | None,
     wait: bool,
     as_json: bool,
 ) -> None:
     """Submit a comparison: a JSON document in FILE (- is standard input), or the default one, with fields set."""
+    settings = get_settings()
+    address = server or f"http://{settings.host}:{settings.port}"
+    client = Client(address)
+    if suite_name is not None:
+        if file or name or idempotency_key or wait:
+            raise click.UsageError("--suite goes with --set, --server and --json alone")
+        _submit_suite(client, suite_name, changes, as_json)
+        return
     document = _read(file)
     for change in changes:
         _apply(document, change)
     if name is not None:
         document["name"] = name
-    settings = get_settings()
-    address = server or f"http://{settings.host}:{settings.port}"
-    client, headers = Client(address), {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
     answer = client.post("/api/v1/comparisons", document, headers)
     path = answer["links"]["self"]
     if wait:
@@ -63,6 +72,25 @@ def submit(
     else:
         click.echo(answer["id"])
     sys.exit(EXIT.get(answer["verdict"], ERROR) if wait else 0)
+
+
+def _submit_suite(client: Client, name: str, changes: tuple[str, ...], as_json: bool) -> None:
+    """Submit each comparison of the suite by itself; their labels begin with the suite's name."""
+    try:
+        suite = load(name)
+    except SuiteError as fault:
+        raise click.UsageError(str(fault)) from fault
+    answers = []
+    for comparison in suite.comparisons:
+        document = comparison.model_dump(mode="json")
+        document["name"] = f"{suite.name}/{comparison.name}"
+        for change in changes:
+            _apply(document, change)
+        answers.append(client.post("/api/v1/comparisons", document, {}))
+        if not as_json:
+            click.echo(f"{answers[-1]['id']} {document['name']}")
+    if as_json:
+        click.echo(json.dumps(answers))
 
 
 def _read(file: IO[str] | None) -> dict[str, Any]:

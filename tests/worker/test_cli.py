@@ -49,6 +49,7 @@ def test_compare_passes_prints_gates_and_keeps_its_results(tmp_path):
     assert "Verdict: passed" in done.stdout
     assert "clipped_grad_norm" in done.stdout
     assert "candidate: step 3/3" in done.stderr
+    assert "oracle: step 1/1" in done.stderr
     (folder,) = (tmp_path / "clipwatch-runs").iterdir()
     assert json.loads((folder / "outcome.json").read_text())["verdict"] == "passed"
     assert (folder / "plots" / "loss.png").exists()
@@ -89,6 +90,7 @@ def test_train_reports_the_arm(tmp_path):
         (["--batch-size", "0"], "--batch-size: Input should be greater than or equal to 1"),
         (["--num-heads", "3"], "hidden_size 16 is not divisible by num_heads 3"),
         (["--candidate", "none"], "mode none has no clipped gradients"),
+        (["--oracle-steps", "-1"], "--oracle-steps: Input should be greater than or equal to 0"),
         (["--tolerance", "nan"], "--tolerance: Input should be a finite number"),
         (["--output", "."], "is not empty"),
     ],

@@ -10,7 +10,7 @@ import psutil
 
 import worker
 from service.contract import Arm, ArmSpec, Device, Kernels
-from worker.launch.protocol import LOG, SPEC, LaunchError
+from worker.launch.protocol import LOG, SPEC, LaunchError, RunningArm
 
 # The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
 KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_HOME"}
@@ -62,7 +62,7 @@ class LocalLauncher:
             raise LaunchError("kernels triton need a GPU; on the CPU ask for kernels torch")
         return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
 
-    def start(self, spec: ArmSpec, folder: Path) -> "LocalArm":
+    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         ranks = spec.arm.world_size
@@ -76,7 +76,7 @@ class LocalLauncher:
                 subprocess.Popen(
                     command,
                     cwd=folder,
-                    env=self._scrubbed(spec.arm),
+                    env=self._scrubbed(spec.arm, source),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -87,7 +87,7 @@ class LocalLauncher:
     def _interprets(self) -> bool:
         return self._environment.get("TRITON_INTERPRET") == "1"
 
-    def _scrubbed(self, arm: Arm) -> dict[str, str]:
+    def _scrubbed(self, arm: Arm, source: Path | None) -> dict[str, str]:
         kept = {
             name: value for name, value in self._environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
         }
@@ -99,8 +99,8 @@ class LocalLauncher:
             # One host needs no network: without this gloo looks up the host's name, which may not resolve.
             kept.setdefault("GLOO_SOCKET_IFNAME", "lo")
         # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
-        paths = [str(Path(worker.__file__).parents[1]), self._environment.get("PYTHONPATH", "")]
-        kept["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
+        kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         return kept
 
 

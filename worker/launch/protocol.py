@@ -36,6 +36,9 @@ class Launcher(Protocol):
         """
         ...
 
-    def start(self, spec: ArmSpec, folder: Path) -> RunningArm:
-        """Write `spec.json` into `folder` and start the arm, its output going to `log.txt` there."""
+    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+        """Write `spec.json` into `folder` and start the arm, its output going to `log.txt` there.
+
+        `source` is the folder that the arm's Opacus is imported from; without one it is the installed Opacus.
+        """
         ...

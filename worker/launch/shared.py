@@ -1,0 +1,67 @@
+"""Runs an arm that several comparisons ask for only once."""
+
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.contract import Arm, ArmSpec
+from worker.launch.protocol import Launcher, RunningArm
+
+# The role whose arm is there to be run a second time.
+REPEAT = "repeat"
+
+
+@dataclass(frozen=True)
+class _Started:
+    running: RunningArm
+    folder: Path
+
+
+class SharedArms:
+    """A launcher that starts each distinct arm once and gives its files to all who ask for it later.
+
+    A repeated arm, one whose folder is named "repeat", is shared with repeated arms alone: it must be a run of its
+    own. Safe to use from several threads, as long as the one that started an arm follows it to its end.
+    """
+
+    def __init__(self, launcher: Launcher):
+        self._launcher = launcher
+        self._lock = threading.Lock()
+        self._started: dict[tuple[Any, ...], _Started] = {}
+
+    def resolve(self, arm: Arm) -> Arm:
+        return self._launcher.resolve(arm)
+
+    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+        key = (spec.model_dump_json(), source, folder.name == REPEAT)
+        with self._lock:
+            first = self._started.get(key)
+            if first is None:
+                running = self._launcher.start(spec, folder, source)
+                self._started[key] = _Started(running, folder)
+                return running
+        folder.mkdir(parents=True, exist_ok=True)
+        return SharedArm(first, folder)
+
+
+class SharedArm:
+    """An arm that was started for somebody else, seen from its second folder, where its files appear at its end."""
+
+    def __init__(self, first: _Started, folder: Path):
+        self._first, self._folder = first, folder
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            status = self._first.running.poll()
+            if status is not None:
+                for file in self._first.folder.iterdir():
+                    if file.is_file():
+                        shutil.copy2(file, self._folder)
+                self._status = status
+        return self._status
+
+    def stop(self) -> None:
+        """Nothing of its own runs."""

@@ -1,0 +1,47 @@
+"""What every command that runs arms needs: a folder, an end when it is interrupted, and the exit status."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from service.contract import Verdict
+from worker.conductor import Stopped
+
+EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1}
+ERROR, INTERRUPTED = 3, 130
+
+T = TypeVar("T")
+
+
+def interruptible(work: Callable[[threading.Event], T]) -> T:
+    """Run `work(stop)`; Ctrl-C or SIGTERM sets `stop`, and the program ends once the arms have."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        return work(stop)
+    except Stopped:
+        click.echo("interrupted: all processes of the arms have been ended", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def fresh_folder(given: Path | None) -> Path:
+    """The folder that was given, which must be empty, or a new one named after the time.
+
+    Raises:
+        click.UsageError: it is not empty, or cannot be made.
+    """
+    folder = given or Path("clipwatch-runs") / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    if folder.exists() and any(folder.iterdir()):
+        raise click.UsageError(f"--output: {folder} is not empty")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise click.UsageError(f"--output: {fault}") from fault
+    return folder.resolve()
