@@ -138,7 +138,8 @@ def _show(progress: Progress, bars: dict[tuple[int, str], TaskID], answer: dict[
         for arm in attempt["arms"]:
             key = (attempt["number"], arm["role"])
             if key not in bars:
-                bars[key] = progress.add_task(f"{arm['role']} {answer[arm['role'] + '_mode']}", total=None)
+                mode = answer.get(f"{arm['role']}_mode", "")  # of the oracle and of a repetition there is none
+                bars[key] = progress.add_task(f"{arm['role']} {mode}".strip(), total=None)
             progress.update(bars[key], completed=arm["step"], total=arm["num_steps"])
 
 
