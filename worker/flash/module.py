@@ -124,12 +124,17 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
             # In one order on all ranks.
             ordered = {name: self._contributions[name] for name in reversed(self._trainable)}
             self._ledger, self._contributions = Ledger(ordered), {}
-            self.per_sample_gradient_norms = self._ledger.squared_norms(self.backend).sqrt()
-            if self.keeps_norms_by_parameter:
-                parameters = dict(layer_parameters(self._module))
-                squares = self._ledger.squared_norms_by_parameter(self.backend)
-                self.norms_by_parameter = {parameters[name]: square.sqrt() for name, square in squares.items()}
+            self.per_sample_gradient_norms = self._squared_norms().sqrt()
         return self.get_clipping_coef()
+
+    def _squared_norms(self) -> torch.Tensor:
+        assert self._ledger is not None
+        if not self.keeps_norms_by_parameter:
+            return self._ledger.squared_norms(self.backend)
+        parameters = dict(layer_parameters(self._module))
+        squares = self._ledger.squared_norms_by_parameter(self.backend)
+        self.norms_by_parameter = {parameters[name]: square.sqrt() for name, square in squares.items()}
+        return torch.stack(list(squares.values())).sum(dim=0)
 
     def write_gradients(self, factors: torch.Tensor) -> None:
         """Sets `.grad` of every parameter to Σ_i c_i ∇ℓ_i for factors c of shape (B,), after a norm pass."""

@@ -104,7 +104,7 @@ class Observer:
     def keep_sample_norms(self, parts: Sequence[Tensor | None], batch_size: int) -> None:
         """Take the norms (local B, P) of each part of this step, where the mode shows them and they are few enough."""
         known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or not 0 < batch_size * known[0].shape[1] <= MAX_SAMPLE_NORMS:
+        if len(known) < len(parts) or not few_sample_norms(batch_size, len(self.parameters)):
             return
         with self._clock.stopped():
             shares = deal(self.spec.workload, batch_size, self.world.size)
@@ -188,6 +188,11 @@ class Observer:
             )
             for i, name in enumerate(self.parameters)
         }
+
+
+def few_sample_norms(batch_size: int, parameters: int) -> bool:
+    """Whether the norms of a batch's samples by parameter are few enough for the record, and any at all."""
+    return 0 < batch_size * parameters <= MAX_SAMPLE_NORMS
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -19,7 +19,7 @@ from worker.training.adaptive import clipping_options
 from worker.training.data import Batch
 from worker.training.engine import flash_from, make_engine
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.observer import trainable
+from worker.training.observer import few_sample_norms, trainable
 from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
 from worker.training.trainee import StepOutcome, Unsupported
 from worker.training.update import UpdateObserver
@@ -107,7 +107,7 @@ class OpacusTrainee:
         self.kernels = "native" if flash_from(spec.arm) is Provider.NATIVE else getattr(self.module, "kernels", None)
         self.schedule = build_schedule(spec.workload, self.optimizer.original_optimizer)
         self.noise_schedule = build_noise_schedule(spec.workload, self.optimizer)
-        self.module.keeps_norms_by_parameter = True
+        self.module.keeps_norms_by_parameter = few_sample_norms(spec.workload.batch_size, len(parameters))
         self._observer = UpdateObserver(spec, world, parameters, optimizer=self.optimizer, module=self.module)
 
     def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
@@ -116,10 +116,9 @@ class OpacusTrainee:
         for part in parts:
             if len(parts) > 1:
                 self.optimizer.signal_skip_step(part is not parts[-1])
-            part_losses, part_norms = self._backward(part)
+            part_losses, part_norms, shown = self._backward(part)
             losses.append(part_losses[: len(part)])
             norms.append(part_norms[: len(part)])
-            shown = self._norms_by_parameter()
             by_parameter.append(None if shown is None else shown[: len(part)])
             self._observer.keep_factors(sum(map(len, norms)))
             self.optimizer.step()
@@ -130,20 +129,19 @@ class OpacusTrainee:
         self._observer.keep_sample_norms(by_parameter, batch_size)
         return StepOutcome(torch.cat(losses), torch.cat(norms), **vars(self._observer.finish()))
 
-    def _backward(self, part: Batch) -> tuple[Tensor, Tensor]:
-        """Losses and gradient norms of the samples of `part`, weightless ones included."""
+    def _backward(self, part: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses, gradient norms and norms by parameter of the samples of `part`, weightless ones included."""
         with autocast(self.spec, self.world):
             output = self.module(part.inputs, part.key_padding_mask)
             loss = self.criterion(output, part.targets)
         loss.backward()
         # Fast gradient clipping wraps the criterion, and Flash Clipping a copy of it.
         wrapped = getattr(self.criterion, "criterion", self.criterion)
-        return wrapped.losses, self._grad_norms()
-
-    def _grad_norms(self) -> Tensor:
-        if not isinstance(self.criterion, PerSampleCrossEntropy):  # fast gradient clipping knows the norms alone
-            return self.module.per_sample_gradient_norms.detach().float()
-        return self._norms_by_parameter().norm(dim=1)
+        shown = self._norms_by_parameter()
+        if isinstance(self.criterion, PerSampleCrossEntropy):
+            return wrapped.losses, shown.norm(dim=1), shown
+        # Fast gradient clipping knows the norms alone.
+        return wrapped.losses, self.module.per_sample_gradient_norms.detach().float(), shown
 
     def _norms_by_parameter(self) -> Tensor | None:
         """Norms of each sample's gradient (local B, P), in parameter order; None where the mode does not show them."""
