@@ -11,7 +11,10 @@ from worker.judge import judge
 EMBEDDING, OUT, OTHER_OUT = "token_embedding.weight", "blocks.0.out_proj.weight", "blocks.1.out_proj.weight"
 
 
-def audit(faults: Faults = Faults(), world_size: int = 1, sigma: float = 1.0, **changes):  # noqa: B008
+NONE = Faults()
+
+
+def audit(faults: Faults = NONE, world_size: int = 1, sigma: float = 1.0, **changes):
     arm = trained(faults, world_size=world_size, sigma=sigma)
     return gate_of(judge(comparison(sigma=sigma, **changes), arm, arm), "noise_audit", Subject.CANDIDATE)
 
@@ -70,17 +73,18 @@ def test_noise_that_is_a_little_off_everywhere_shows_in_the_sum() -> None:
     assert audit(at(1, times(None, 1.02))).passed
 
 
-def _repeat_first(step, noise, kept={}):  # noqa: B006
-    if step == 1:
-        kept.update({name: one.copy() for name, one in noise.items()})
-    elif step == 4:
-        noise[EMBEDDING] = -kept[EMBEDDING]
-    elif step == 5:
-        noise[OUT] = kept[OUT]
-
-
 def test_noise_that_is_drawn_once_more_fails() -> None:
-    gate = audit(Faults(noise=_repeat_first))
+    first = {}
+
+    def repeat_first(step, noise):
+        if step == 1:
+            first.update({name: one.copy() for name, one in noise.items()})
+        elif step == 4:
+            noise[EMBEDDING] = -first[EMBEDDING]
+        elif step == 5:
+            noise[OUT] = first[OUT]
+
+    gate = audit(Faults(noise=repeat_first))
     assert (gate.first_step, gate.parameter, gate.observed) == (4, EMBEDDING, np.inf)
     assert "noise of step 1 once more" in gate.detail
 
