@@ -8,7 +8,17 @@ from service.contract.adaptive import gradient_sigma, unclipped_num_std
 from service.contract.arm import Arm, Device, Dtype, Kernels, Mode, Provider
 from service.contract.base import plain
 from service.contract.comparison import Comparison, Tolerances
-from service.contract.limits import DEFAULTS, DRIFT, FALSE_ALARM, FLIPPED, FLOOR, GRADIENT_ERROR, SKETCHED, Limits
+from service.contract.limits import (
+    DEFAULTS,
+    DRIFT,
+    FALSE_ALARM,
+    FLIPPED,
+    FLOOR,
+    GRADIENT_ERROR,
+    ROUNDINGS,
+    SKETCHED,
+    Limits,
+)
 from service.contract.record import (
     RECORD_FILE,
     ArmEnd,
@@ -48,6 +58,7 @@ __all__ = [
     "GRADIENT_ERROR",
     "IMAGE_CHANNELS",
     "RECORD_FILE",
+    "ROUNDINGS",
     "SKETCHED",
     "Arm",
     "ArmEnd",
