@@ -203,6 +203,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def frozen(model: nn.Module) -> list[Tensor]:
+    """The parameters that are not trained. A fault may move them all the same."""
+    return [p for p in model.parameters() if not p.requires_grad]
+
+
 class Heads:
     """The first elements of every rank's own noise, by parameter."""
 

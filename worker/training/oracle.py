@@ -1,6 +1,5 @@
 """The oracle: a plain per-sample autograd loop in float64 with no Opacus clipping code in it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import sub
 from pathlib import Path
@@ -14,7 +13,7 @@ from service.contract import ArmSpec, Clipping, ParameterStart, gradient_sigma
 from worker.training.adaptive import AdaptiveRule
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.observer import Observer, trainable
+from worker.training.observer import Observer, frozen, trainable
 from worker.training.setup import build_optimizer, build_schedule, initial_model
 from worker.training.trainee import StepOutcome
 from worker.training.world import World
@@ -81,6 +80,7 @@ class OracleTrainee:
         self.max_grad_norm = spec.workload.max_grad_norm
         self.adaptive = AdaptiveRule.of(spec.workload) if spec.workload.clipping is Clipping.ADAPTIVE else None
         self._observer = Observer(spec, world, trainable(self.model))
+        self.frozen = frozen(self.model)
         self.generator = torch.Generator(world.device).manual_seed(spec.workload.seed)
         # Opacus' own default accountant: ε follows from σ, the sampling rate and the number of steps alone.
         self.accountant = create_accountant("prv")
@@ -167,9 +167,6 @@ class OracleTrainee:
 
     def starts(self) -> dict[str, ParameterStart]:
         return self._observer.starts()
-
-    def parameters(self) -> Iterable[Tensor]:
-        return self.model.parameters()
 
     def epsilon(self) -> float:
         if self.workload.noise_multiplier == 0:

@@ -1,7 +1,6 @@
 """The modes that go through a privacy engine: the one place that calls the Opacus under test."""
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from worker.training.adaptive import clipping_options
 from worker.training.data import Batch
 from worker.training.engine import flash_from, make_engine
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.observer import few_sample_norms, trainable
+from worker.training.observer import few_sample_norms, frozen, trainable
 from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
 from worker.training.trainee import StepOutcome, Unsupported
 from worker.training.update import UpdateObserver
@@ -100,7 +99,7 @@ class OpacusTrainee:
         self.spec, self.world = spec, world
         criterion = PerSampleCrossEntropy(spec.workload.loss_reduction.value)
         model = place_model(spec, world)
-        parameters = trainable(model)
+        parameters, self.frozen = trainable(model), frozen(model)
         private = make_private(spec, world, model, criterion, loader)
         self.engine, self.module, self.optimizer = private.engine, private.module, private.optimizer
         self.criterion = private.criterion
@@ -145,7 +144,7 @@ class OpacusTrainee:
 
     def _norms_by_parameter(self) -> Tensor | None:
         """Norms of each sample's gradient (local B, P), in parameter order; None where the mode does not show them."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
+        trained = self._observer.parameters.values()
         if isinstance(self.criterion, PerSampleCrossEntropy):
             norms = [p.grad_sample.flatten(start_dim=1).float().norm(dim=1) for p in trained]
         elif found := getattr(self.module, "norms_by_parameter", None):  # Flash Clipping
@@ -176,9 +175,6 @@ class OpacusTrainee:
 
     def starts(self) -> dict[str, ParameterStart]:
         return self._observer.starts()
-
-    def parameters(self) -> Iterable[Tensor]:
-        return self.module.parameters()
 
     def epsilon(self) -> float:
         # Opacus' accountants overflow at σ = 0, where no finite ε holds.

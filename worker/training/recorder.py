@@ -35,16 +35,17 @@ class Recorder:
         device = self.world.device
         cuda = device.type == "cuda"
         opacus_version, source = _imported_opacus(self.spec)
+        parameters = trainee.starts()
         self._write(
             ArmStart(
-                num_parameters=sum(p.numel() for p in trainee.parameters() if p.requires_grad),
+                num_parameters=sum(math.prod(parameter.shape) for parameter in parameters.values()),
                 num_steps=self.spec.planned_steps,
                 world_size=self.world.size,
                 device=torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
                 kernels=trainee.kernels,
                 versions=_versions() | {"opacus": opacus_version},
                 source=source,
-                parameters=trainee.starts(),
+                parameters=parameters,
             )
         )
 
@@ -63,7 +64,7 @@ class Recorder:
         bound = workload.max_grad_norm if outcome.max_grad_norm is None else outcome.max_grad_norm
         assert outcome.parameters is not None
         values = [parameter.value.norm for parameter in outcome.parameters.values()]
-        frozen = world.norm(p for p in trainee.parameters() if not p.requires_grad)
+        frozen = world.norm(trainee.frozen)
         peak_memory = int(world.max(max(_peak_memory(world.device), outcome.peak_memory)))
         step_time = world.max(step_time)
         self._write(

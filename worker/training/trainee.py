@@ -1,6 +1,5 @@
 """What the loop asks of a mode, and the mode without privacy."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from service.contract import ArmSpec, ParameterRecord, ParameterStart
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.observer import Observer, trainable
+from worker.training.observer import Observer, frozen, trainable
 from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
 from worker.training.world import World
 
@@ -42,6 +41,8 @@ class Trainee(Protocol):
     """A model being trained in one mode."""
 
     kernels: str | None
+    frozen: list[Tensor]
+    """The parameters that are not trained."""
 
     def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
         """Take one optimizer step on this rank's `parts`, one a virtual step, of a batch of `batch_size` samples."""
@@ -58,8 +59,6 @@ class Trainee(Protocol):
     def starts(self) -> dict[str, ParameterStart]:
         """Every trainable parameter before the first step. Every rank must call it."""
         ...
-
-    def parameters(self) -> Iterable[Tensor]: ...
 
     def epsilon(self) -> float | None:
         """ε spent so far at the workload's δ, infinite without noise, None if not private."""
@@ -79,6 +78,7 @@ class PlainTrainee:
         self.spec, self.world = spec, world
         self.model: nn.Module = place_model(spec, world)
         self._observer = Observer(spec, world, trainable(self.model))
+        self.frozen = frozen(self.model)
         if world.size > 1:
             self.model = DistributedDataParallel(self.model)
         self.optimizer = build_optimizer(spec.workload, self.model.parameters())
@@ -115,9 +115,6 @@ class PlainTrainee:
 
     def starts(self) -> dict[str, ParameterStart]:
         return self._observer.starts()
-
-    def parameters(self) -> Iterable[Tensor]:
-        return self.model.parameters()
 
     def epsilon(self) -> None:
         return None
