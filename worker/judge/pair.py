@@ -81,7 +81,8 @@ class Pair:
         At least ROUNDINGS × what rounding to float32 does to a plain loop there, and what parameters that are
         apart before the step leave.
         """
-        return max(limit, ROUNDINGS * self._rounding(step, kind)) + self._drift(step)
+        roundings = max(ROUNDINGS[arm.dtype] for arm in self.arms)
+        return max(limit, roundings * self._rounding(step, kind)) + self._drift(step)
 
     def _rounding(self, step: int, kind: str) -> float:
         """As a share of the largest norm of a sample, or of each parameter's scale, the largest; 0 if not known."""

@@ -9,7 +9,7 @@ import torch
 from opacus.accountants import create_accountant
 from torch import Tensor, nn
 
-from service.contract import ArmSpec, Clipping, ParameterStart, gradient_sigma
+from service.contract import ArmSpec, Clipping, Dtype, ParameterStart, gradient_sigma
 from worker.training.adaptive import AdaptiveRule
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
@@ -62,7 +62,7 @@ class OracleTrainee:
     """Clips each sample's gradient by itself: min(1, C / (‖g‖ + 1e-6)) · g, summed, noised, averaged.
 
     Abadi et al., "Deep Learning with Differential Privacy" (2016), algorithm 1, over all parameters at once.
-    The noise is drawn in float32 from a generator seeded as Opacus' is, so that σ > 0 can be compared.
+    The noise is drawn as Opacus draws it, from a generator seeded alike, so that σ > 0 can be compared.
     """
 
     kernels = None
@@ -82,6 +82,8 @@ class OracleTrainee:
         self._observer = Observer(spec, world, trainable(self.model))
         self.frozen = frozen(self.model)
         self.generator = torch.Generator(world.device).manual_seed(spec.workload.seed)
+        # As the parameters are: the end of a tensor in another dtype is of other numbers.
+        self._drawn = torch.bfloat16 if spec.arm.dtype is Dtype.BF16_PURE else torch.float32
         # Opacus' own default accountant: ε follows from σ, the sampling rate and the number of steps alone.
         self.accountant = create_accountant("prv")
 
@@ -141,8 +143,8 @@ class OracleTrainee:
 
     def _noise(self, std: float, shape: tuple[int, ...]) -> Tensor:
         if std == 0:
-            return torch.zeros(shape, device=self.world.device)
-        return torch.normal(0.0, std, shape, device=self.world.device, generator=self.generator)
+            return torch.zeros(shape, device=self.world.device, dtype=self._drawn)
+        return torch.normal(0.0, std, shape, device=self.world.device, generator=self.generator, dtype=self._drawn)
 
     def save(self, path: Path) -> None:
         saved = {name: part.state_dict() for name, part in self._stateful().items()}
