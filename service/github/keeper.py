@@ -1,0 +1,43 @@
+"""The keeper: plans what was heard, settles what has ended, tells who is to know. It runs in the `beat` process."""
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from service.github.planner import Planner
+from service.github.reporter import Reporter
+from service.queue import Bell, settle
+from service.settings import Settings
+from service.store import Database
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one round did: deliveries handled, checks that moved on, reports sent."""
+
+    handled: int
+    settled: int
+    sent: int
+
+
+class Keeper:
+    """Looks after checks. Several at once are harmless: the database says who does what."""
+
+    def __init__(self, database: Database, bell: Bell, settings: Settings) -> None:
+        self._planner = Planner(database, bell, settings)
+        self._reporter = Reporter(database, settings)
+        self._database, self._settings = database, settings
+
+    def round(self) -> Kept:
+        """Plans, settles and reports, in this order, so that a report says what is so."""
+        return Kept(self._planner.handle_all(), settle(self._database, self._settings), self._reporter.send_due())
+
+    def run(self, stop: threading.Event) -> None:
+        """Goes round until `stop` is set. What fails is logged, and the next round tries again."""
+        while not stop.wait(self._settings.keep_seconds):
+            try:
+                self.round()
+            except Exception:
+                log.exception("the round failed; next one in %s s", self._settings.keep_seconds)
