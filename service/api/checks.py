@@ -14,7 +14,7 @@ from service.api.problems import Refused, documented, refused_field
 from service.context import Context, HasContext
 from service.contract.check import REPOSITORY
 from service.queue import queue_checks, ring_for
-from service.rules import RulesError, read_suite
+from service.rules import RulesError, read_rules, read_suite
 from service.store import CheckRepository, CheckRow, Database, Line, ReportRepository, Status, now
 from service.suites import SuiteError
 
@@ -49,11 +49,15 @@ Pull = Annotated[int | None, Query(ge=1, lt=2**31, description="Number of a pull
 def create(request: CheckRequest, context: HasContext, response: Response) -> CheckDetail:
     """Runs a suite on a commit of the repository that the service fetches from. Nothing is superseded by it."""
     try:
+        rules = read_rules(context.settings)
         suite = read_suite(context.settings, request.suite)
     except SuiteError as error:
         raise refused_field("suite", str(error)) from None
     except RulesError as error:
         raise Refused(503, str(error)) from None
+    if rules is not None and rules.repository != request.target.repository:
+        # Its verdict is posted there, with a credential of this service.
+        raise refused_field("target.repository", f"only {rules.repository} is configured here")
     with context.database.write() as session:
         rows = queue_checks(session, context.settings, request.target, [suite])
     ring_for(context.bell, rows)

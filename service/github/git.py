@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ TIMEOUT = 120.0
 # git must neither ask for a password nor answer in the user's language.
 ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true", "LC_ALL": "C"}
 BRANCHES = "refs/heads/"
+PASSWORD = re.compile(r"(://)[^/@\s]*@")
 
 
 class GitError(Exception):
@@ -39,8 +41,8 @@ class Changes:
         Raises:
             GitError: a commit is gone, as after a force-push, or the remote cannot be reached.
         """
-        if not self._folder.exists():
-            _git("init", "--quiet", "--bare", str(self._folder))
+        # Harmless when it is there, and it mends one whose making was cut short.
+        _git("init", "--quiet", "--bare", str(self._folder))
         here = f"--git-dir={self._folder}"
         kept = [f"+{sha}:refs/clipwatch/{side}" for side, sha in (("base", base), ("head", head))]
         _git(here, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", self._remote, *kept)
@@ -66,5 +68,6 @@ def _git(*arguments: str) -> str:
         raise GitError(f"no answer within {TIMEOUT:.0f} s") from None
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.startswith(("fatal: ", "error: "))]
-        raise GitError(said[0].partition(": ")[2] if said else f"git ended with status {done.returncode}")
+        message = said[0].partition(": ")[2] if said else f"git ended with status {done.returncode}"
+        raise GitError(PASSWORD.sub(r"\1", message))
     return done.stdout

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.github.planner import Planner
@@ -31,13 +32,23 @@ class Keeper:
         self._database, self._settings = database, settings
 
     def round(self) -> Kept:
-        """Plans, settles and reports, in this order, so that a report says what is so."""
-        return Kept(self._planner.handle_all(), settle(self._database, self._settings), self._reporter.send_due())
+        """Plans, settles and reports, in this order, so that a report says what is so. What fails keeps nothing else."""
+        return Kept(
+            _guarded(self._planner.handle_all),
+            _guarded(lambda: settle(self._database, self._settings)),
+            _guarded(self._reporter.send_due),
+        )
 
     def run(self, stop: threading.Event) -> None:
-        """Goes round until `stop` is set. What fails is logged, and the next round tries again."""
+        """Goes round until `stop` is set."""
         while not stop.wait(self._settings.keep_seconds):
-            try:
-                self.round()
-            except Exception:
-                log.exception("the round failed; next one in %s s", self._settings.keep_seconds)
+            self.round()
+
+
+def _guarded(part: Callable[[], int]) -> int:
+    """What the part did; a failure is logged, and the next round tries again."""
+    try:
+        return part()
+    except Exception:
+        log.exception("a part of the round failed; the next round tries again")
+        return 0

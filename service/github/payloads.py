@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from service.contract import SHA
+from service.contract import SHA, Target
 from service.contract.base import Document
 from service.store import Delivery
 
@@ -53,7 +53,7 @@ class Side(Payload):
 
 
 class PullRequest(Payload):
-    number: int
+    number: int = Field(ge=1, lt=2**31)
     title: str = ""
     head: Side
     base: Side
@@ -74,7 +74,7 @@ class PullRequestEvent(Payload):
 
 
 class Issue(Payload):
-    number: int
+    number: int = Field(ge=1, lt=2**31)
     pull_request: dict[str, Any] | None = None
 
 
@@ -195,6 +195,8 @@ def _comment(guid: str, event: CommentEvent) -> Delivery | str:
 
 
 def _delivery(guid: str, heard: Heard, repository: Named, **where: Any) -> Delivery:
+    if "sha" in where:
+        Target.model_validate({"repository": repository.full_name, **where})
     return Delivery(guid, "webhook", heard.kind, repository.full_name, heard.model_dump(mode="json"), **where)
 
 

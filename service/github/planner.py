@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from service.contract import Pulls, Rule, Rules, Suite, Target
@@ -12,7 +13,7 @@ from service.github.payloads import Approved, Heard, Proposed, Pushed, heard_in
 from service.queue import Bell, queue_checks, ring_for, want_comment
 from service.rules import RulesError, read_rules, read_suite
 from service.settings import Settings
-from service.store import CheckRow, Database, DeliveryRepository, DeliveryRow, DeliveryState, now
+from service.store import CheckRow, Database, DeliveryRepository, DeliveryRow, DeliveryState, now, one_line
 from service.suites import SuiteError
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,13 @@ class Planner:
         return handled
 
     def _handle(self, rules: Rules | None, row: DeliveryRow) -> bool:
+        try:
+            return self._plan_and_queue(rules, row)
+        except ValidationError as error:
+            # Remembered by another version. Left there, it would hold up all that came after it.
+            return self._drop(row, f"this version cannot read it: {one_line(error)}")
+
+    def _plan_and_queue(self, rules: Rules | None, row: DeliveryRow) -> bool:
         if rules is None or rules.repository.lower() != row.repository.lower():
             return self._drop(row, f"no rules for {row.repository}")
         heard = heard_in(row.document)

@@ -4,6 +4,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from service.app import create_app
+from service.contract import Verdict
 from service.github import Keeper
 from service.github.signature import sign
 from service.queue import Bell
 from service.settings import Settings
-from service.store import Database
+from service.store import AttemptRepository, CheckRow, ComparisonRow, Database, DeliveryRow, now
+from tests.service.documents import result
 from tests.service.github.github_server import TOKEN, GitHubServer, github_server
 
 SECRET = b"not a secret at all"
@@ -91,6 +95,41 @@ def keeper(settings: Settings, database: Database) -> Iterator[Keeper]:
     bell = Bell(settings)
     yield Keeper(database, bell, settings)
     bell.close()
+
+
+@pytest.fixture
+def checks(database, keeper):
+    """The commits of all checks, after the keeper's round."""
+
+    def found() -> list[str]:
+        keeper.round()
+        with database.read() as session:
+            return [row.sha for row in session.scalars(select(CheckRow).order_by(CheckRow.id))]
+
+    return found
+
+
+@pytest.fixture
+def finish(database):
+    """Conducts the oldest queued comparison without training: its verdict is made up."""
+
+    def run(verdict: Verdict, error: str | None = None) -> None:
+        with database.write() as session:
+            queued = select(ComparisonRow.public_id).where(ComparisonRow.status == "queued")
+            public_id = session.scalars(queued.order_by(ComparisonRow.id)).first()
+            attempts = AttemptRepository(session)
+            claim = attempts.claim(public_id, "w", now(session), timedelta(seconds=60))
+            outcome = result(verdict)
+            if verdict is not Verdict.FAILED:
+                outcome = type(outcome)(verdict, error)
+            attempts.record(claim.token, outcome, now(session))
+
+    return run
+
+
+def outcomes(database) -> list[str]:
+    with database.read() as session:
+        return [row.outcome for row in session.scalars(select(DeliveryRow).order_by(DeliveryRow.id))]
 
 
 def deliver(client: TestClient, event: str, payload: dict[str, Any], **headers: str) -> Any:

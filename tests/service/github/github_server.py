@@ -20,6 +20,14 @@ APP_TOKEN = "installation-token"
 TOKEN = "plain-token"
 
 
+@dataclass(frozen=True)
+class Hook:
+    """A notification that came to `/hook`."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
 @dataclass
 class GitHubServer:
     """What GitHub would have. `failures` answer the next requests; `requests` are those that came."""
@@ -29,6 +37,7 @@ class GitHubServer:
     check_runs: dict[int, dict[str, Any]] = field(default_factory=dict)
     statuses: list[dict[str, Any]] = field(default_factory=list)
     comments: dict[int, dict[str, Any]] = field(default_factory=dict)
+    hooks: list["Hook"] = field(default_factory=list)
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     ids: Any = field(default_factory=lambda: itertools.count(1001))
@@ -47,7 +56,7 @@ class GitHubServer:
             _, _, token = given.partition(" ")
             if "installation" in request.url.path:
                 jwt.decode(token, self.public_key, algorithms=["RS256"])
-            elif token not in (APP_TOKEN, TOKEN):
+            elif request.url.path.startswith("/repos") and token not in (APP_TOKEN, TOKEN):
                 return JSONResponse({"message": "Bad credentials"}, 401)
             elif "check-runs" in request.url.path and token != APP_TOKEN:
                 return JSONResponse({"message": "You must authenticate via a GitHub App."}, 403)
@@ -110,7 +119,7 @@ class GitHubServer:
 
         @app.post("/hook")
         async def hook(request: Request) -> Any:
-            self.statuses.append({"body": await request.body(), "headers": dict(request.headers)})
+            self.hooks.append(Hook(await request.body(), dict(request.headers)))
             return {}
 
         return app

@@ -9,28 +9,9 @@ from sqlalchemy import select
 from service.contract import Verdict
 from service.github import Keeper
 from service.queue import Bell
-from service.store import AttemptRepository, ComparisonRow, ReportRow, now
-from tests.service.documents import result
+from service.store import ReportRow, now
 from tests.service.github.conftest import A, B, comment, deliver, pull_request, push
 from tests.waiting import until
-
-
-@pytest.fixture
-def finish(database):
-    """Conducts the oldest queued comparison without training: its verdict is made up."""
-
-    def run(verdict: Verdict, error: str | None = None) -> None:
-        with database.write() as session:
-            queued = select(ComparisonRow.public_id).where(ComparisonRow.status == "queued")
-            public_id = session.scalars(queued.order_by(ComparisonRow.id)).first()
-            attempts = AttemptRepository(session)
-            claim = attempts.claim(public_id, "w", now(session), timedelta(seconds=60))
-            outcome = result(verdict)
-            if verdict is not Verdict.FAILED:
-                outcome = type(outcome)(verdict, error)
-            attempts.record(claim.token, outcome, now(session))
-
-    return run
 
 
 def only(things):

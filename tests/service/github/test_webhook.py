@@ -7,25 +7,8 @@ import pytest
 from sqlalchemy import select
 
 from service.github.signature import is_signed, sign
-from service.store import CheckRow, ComparisonRow, DeliveryRow
-from tests.service.github.conftest import A, B, C, comment, deliver, pull_request, push
-
-
-@pytest.fixture
-def checks(database, keeper):
-    """The commits of all checks, after the keeper's round."""
-
-    def found() -> list[str]:
-        keeper.round()
-        with database.read() as session:
-            return [row.sha for row in session.scalars(select(CheckRow).order_by(CheckRow.id))]
-
-    return found
-
-
-def outcomes(database) -> list[str]:
-    with database.read() as session:
-        return [row.outcome for row in session.scalars(select(DeliveryRow).order_by(DeliveryRow.id))]
+from service.store import CheckRow, ComparisonRow
+from tests.service.github.conftest import A, B, C, comment, deliver, outcomes, pull_request, push
 
 
 def test_the_signature_of_githubs_own_example() -> None:
@@ -153,6 +136,13 @@ class TestPullRequests:
         assert checks() == [A]
         deliver(client, "pull_request", pull_request("synchronize", B))
         assert checks() == [A]
+
+
+def test_only_the_configured_repository_may_be_told_of(client) -> None:
+    target = {"repository": "meta-pytorch/other", "branch": "main", "sha": A}
+    refused = client.post("/api/v1/checks", json={"target": target, "suite": "smoke"})
+    assert refused.status_code == 422
+    assert "only meta-pytorch/opacus is configured here" in refused.json()["detail"]
 
 
 def test_rules_that_cannot_be_read_lose_no_delivery(client, checks, settings) -> None:
