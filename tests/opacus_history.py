@@ -5,8 +5,8 @@ python -m tests.opacus_history opacus --every 3 --count 22 --suite quick --outpu
 """
 
 import json
+import re
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 POLL_SECONDS = 2.0
+FOLDER = re.compile(r"/\S*/commit-")
 GLYPHS = {"passed": "✓", "failed": "✕", "unsupported": "∅", "error": "!", "cancelled": "–"}
 
 
@@ -69,10 +70,11 @@ def table(checks: list[dict[str, Any]], dates: dict[str, str]) -> Iterator[str]:
     for check in checks:
         for entry in check["entries"]:
             if entry["error"]:
-                key = (entry["name"], entry["verdict"], entry["error"])
+                key = (entry["name"], entry["verdict"], FOLDER.sub("…/commit-", entry["error"]))
                 reasons.setdefault(key, []).append(check["sha"][:10])
     for (name, verdict, error), shas in reasons.items():
-        yield f"* {name}, **{verdict}** on {len(shas)} commits (`{shas[-1]}` to `{shas[0]}`): `{error}`"
+        words = f"`{shas[0]}`" if len(shas) == 1 else f"{len(shas)} commits, `{shas[-1]}` to `{shas[0]}`"
+        yield f"* {name}, **{verdict}** on {words}: `{error}`"
 
 
 @click.command()
@@ -82,31 +84,43 @@ def table(checks: list[dict[str, Any]], dates: dict[str, str]) -> Iterator[str]:
 @click.option("--suite", default="smoke", show_default=True)
 @click.option("--every", default=1, show_default=True, help="Every n-th commit that touches the package.")
 @click.option("--count", default=20, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path))
-def main(clone: str, server: str, repository: str, suite: str, every: int, count: int, output: Path | None) -> None:
+@click.option("--submit/--no-submit", default=True, help="Or only wait for what was submitted, and print the table.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the table there too.")
+def main(
+    clone: str,
+    server: str,
+    repository: str,
+    suite: str,
+    every: int,
+    count: int,
+    submit: bool,
+    output: Path | None,
+) -> None:
     """Check COUNT commits of CLONE, oldest first, and print the table."""
     service, picked = Service(server), commits(clone, every, count)
-    begun = time.monotonic()
-    for sha, _, title in picked:
-        target = {"repository": repository, "branch": "main", "sha": sha, "title": title[:200]}
-        click.echo(f"{service.submit(target, suite)} {sha[:10]} {title[:60]}", err=True)
-    line = {"repository": repository, "branch": "main", "suite": suite}
-    done = -1
-    while True:
-        checks = service.history(**line)["checks"]
-        finished = sum(check["status"] == "finished" for check in checks)
-        if finished != done:
-            done = finished
-            click.echo(f"{done} of {len(checks)} after {time.monotonic() - begun:.0f} s", err=True)
-        if done == len(checks):
-            break
-        time.sleep(POLL_SECONDS)
+    if submit:
+        for sha, _, title in picked:
+            target = {"repository": repository, "branch": "main", "sha": sha, "title": title[:200]}
+            click.echo(f"{service.submit(target, suite)} {sha[:10]} {title[:60]}", err=True)
+    checks = finished(service, {"repository": repository, "branch": "main", "suite": suite})
     text = "\n".join(table(checks, {sha: date for sha, date, _ in picked})) + "\n"
     click.echo(text)
     if output is not None:
-        output.write_text(
-            f"# A history of Opacus\n\nCommand: `python -m tests.opacus_history {' '.join(sys.argv[1:])}`\n\n{text}"
-        )
+        output.write_text(text)
+
+
+def finished(service: Service, line: dict[str, str]) -> list[dict[str, Any]]:
+    """The checks of a suite on a branch, newest first, once none of them is open; says how far they are."""
+    begun, done = time.monotonic(), -1
+    while True:
+        checks: list[dict[str, Any]] = service.history(**line)["checks"]
+        now = sum(check["status"] == "finished" for check in checks)
+        if now != done:
+            done = now
+            click.echo(f"{done} of {len(checks)} after {time.monotonic() - begun:.0f} s", err=True)
+        if done == len(checks):
+            return checks
+        time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":
