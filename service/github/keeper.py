@@ -32,7 +32,7 @@ class Keeper:
         self._database, self._settings = database, settings
 
     def round(self) -> Kept:
-        """Plans, settles and reports, in this order, so that a report says what is so. A failing part stops no other."""
+        """Plans, settles and reports, in this order, so that a report says what is so. Each even if another fails."""
         return Kept(
             _guarded(self._planner.handle_all),
             _guarded(lambda: settle(self._database, self._settings)),
