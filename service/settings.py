@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """One value for each process. With none given, everything lives in `data_dir`."""
 
-    model_config = SettingsConfigDict(env_prefix="CLIPWATCH_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CLIPWATCH_", env_ignore_empty=True, frozen=True)
 
     data_dir: Path = Field(Path(".clipwatch"), description="Folder of the embedded database, broker and artifacts")
     database_url: str = Field("", description="SQLAlchemy URL; default SQLite in data_dir")

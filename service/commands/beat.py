@@ -11,6 +11,8 @@ from service.queue import Bell, Sweeper
 from service.settings import get_settings
 from service.store import Database
 
+GRACE_SECONDS = 5
+
 
 @click.command()
 def beat() -> None:
@@ -21,9 +23,10 @@ def beat() -> None:
         signal.signal(number, lambda *_: stop.set())
     settings = get_settings()
     database, bell = Database(settings.database), Bell(settings)
-    keeper = threading.Thread(target=Keeper(database, bell, settings).run, args=(stop,), name="keeper")
+    keeper = threading.Thread(target=Keeper(database, bell, settings).run, args=(stop,), name="keeper", daemon=True)
     keeper.start()
     Sweeper(database, bell, settings).run(stop)
-    keeper.join()
+    # What it is at may be a slow fetch; whatever it leaves undone is still in the database.
+    keeper.join(GRACE_SECONDS)
     bell.close()
     database.close()

@@ -92,6 +92,9 @@ class GitHub:
             yield
         except GithubException as error:
             said = f"GitHub answered {error.status}: {error.message or (error.data or {}).get('message', '')}"
+            if error.status in (401, 404):
+                # The App may have been installed anew, or the token's file replaced.
+                self._repositories.clear()
             refused = isinstance(error, UnknownObjectException) or error.status in (410, 422)
             raise Undelivered(said, wait=_asked_to_wait(error), refused=refused) from error
         except requests.RequestException as error:

@@ -21,6 +21,7 @@ CONCLUSIONS = {
 STATES = {Verdict.PASSED: "success", Verdict.FAILED: "failure", Verdict.UNSUPPORTED: "success"}
 PICTURES = ("loss_difference.png", "loss.png")
 # GitHub takes 65,535 characters; what is left out is behind the link.
+LONGEST = 60_000
 MOST_ENTRIES = 100
 MOST_FINDINGS = 20
 MOST_CHARACTERS = 300
@@ -88,7 +89,7 @@ def comment(repository: str, pull: int, sha: str, checks: Sequence[CheckRow], wa
         verdict = check.verdict or check.status
         title = f"{GLYPHS.get(verdict, '⏳')} **{name_of(check)}**: {headline(check)}"
         parts += [title, summary(check, public_url)]
-    return "\n\n".join(parts)
+    return _cut("\n\n".join(parts))
 
 
 def summary(check: CheckRow, public_url: str) -> str:
@@ -101,7 +102,7 @@ def summary(check: CheckRow, public_url: str) -> str:
     parts = ["\n".join(lines), *details[:MOST_FINDINGS]]
     if len(details) > MOST_FINDINGS:
         parts.append(f"… and {len(details) - MOST_FINDINGS} more.")
-    return "\n\n".join(parts)
+    return _cut("\n\n".join(parts))
 
 
 def deciding(comparison: ComparisonRow) -> AttemptRow | None:
@@ -115,6 +116,11 @@ def code(text: str) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 1]}…"
     return f"`{line.replace('`', 'ˋ').replace('|', '¦')}`" if line else ""
+
+
+def _cut(text: str) -> str:
+    """Whole lines of the text, as many as GitHub takes."""
+    return text if len(text) <= LONGEST else text[:LONGEST].rpartition("\n")[0] + "\n\n… cut short."
 
 
 def _row(entry: CheckEntryRow, public_url: str) -> str:

@@ -36,10 +36,8 @@ def queue_checks(
 
 
 def ring_for(bell: Bell, rows: Sequence[CheckRow]) -> None:
-    """Wakes workers for the comparisons of checks that are committed."""
-    for row in rows:
-        for entry in row.entries:
-            bell.ring(entry.comparison.public_id)
+    """Wakes workers for the comparisons of checks that are committed. A broker that is away is tried once."""
+    all(bell.ring(entry.comparison.public_id) for row in rows for entry in row.entries)
 
 
 def settle(database: Database, settings: Settings) -> int:
