@@ -40,27 +40,34 @@ class Planner:
         """Handles what was received. How many. While the rules cannot be read, deliveries wait."""
         with self._database.read() as session:
             received = DeliveryRepository(session).received()
+        if not received:
+            return 0
         try:
-            rules = read_rules(self._settings) if received else None
+            rules = self._rules()
             handled = sum(self._handle(rules, row) for row in received)
         except (RulesError, SuiteError) as error:
             if str(error) != self._complained:
                 log.error("deliveries wait: %s", error)
             self._complained = str(error)
             return 0
-        if received:
-            self._complained = ""
+        self._complained = ""
         return handled
 
-    def _handle(self, rules: Rules | None, row: DeliveryRow) -> bool:
+    def _rules(self) -> Rules:
+        rules = read_rules(self._settings)
+        if rules is None:
+            raise RulesError("CLIPWATCH_RULES is not set here")
+        return rules
+
+    def _handle(self, rules: Rules, row: DeliveryRow) -> bool:
         try:
             return self._plan_and_queue(rules, row)
         except ValidationError as error:
             # Remembered by another version. Left there, it would hold up all that came after it.
             return self._drop(row, f"this version cannot read it: {one_line(error)}")
 
-    def _plan_and_queue(self, rules: Rules | None, row: DeliveryRow) -> bool:
-        if rules is None or rules.repository.lower() != row.repository.lower():
+    def _plan_and_queue(self, rules: Rules, row: DeliveryRow) -> bool:
+        if rules.repository.lower() != row.repository.lower():
             return self._drop(row, f"no rules for {row.repository}")
         heard = heard_in(row.document)
         if isinstance(heard, Approved):

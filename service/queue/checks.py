@@ -67,7 +67,7 @@ def want_comment(session: Session, settings: Settings, repository: str, pull: in
         ReportRepository(session).want(f"comment:{repository}#{pull}", ReportKind.COMMENT, moment, document=document)
 
 
-def known_verdicts(session: Session, line: Line, before: int | None = None) -> dict[str, Verdict] | None:
+def known_verdicts(session: Session, line: Line, before: int) -> dict[str, Verdict] | None:
     """Each entry's last decided verdict on a line, before the check of that row id; None without any check."""
     rows = CheckRepository(session).page(line, limit=LOOK_BACK, before=before)
     finished = [row for row in reversed(rows) if row.status == Status.FINISHED]
@@ -92,7 +92,7 @@ def _settle_one(database: Database, settings: Settings, row_id: int) -> bool:
         else:
             # A pull request is held to the branch that it goes into, not to itself.
             line = Line(row.repository, row.branch, row.suite)
-            before = known_verdicts(session, line, row.id if row.pull is None else None)
+            before = known_verdicts(session, line, row.id)
             changes = transitions_between(before, verdicts)
             changed = checks.finish(row, check_verdict(verdicts.values()), changes, moment)
             if changed and row.pull is None:

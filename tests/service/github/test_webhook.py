@@ -117,7 +117,7 @@ class TestPullRequests:
             "approved by boss",
         ]
 
-    def test_a_push_after_the_approval_waits_again(self, client, checks) -> None:
+    def test_a_push_after_the_approval_waits_again(self, client, checks, database) -> None:
         deliver(client, "pull_request", pull_request())
         deliver(client, "pull_request", pull_request("synchronize", B))
         deliver(client, "issue_comment", comment(f"/clipwatch run {A}", "friend"))
@@ -127,6 +127,7 @@ class TestPullRequests:
         deliver(client, "pull_request", pull_request("synchronize", C))
         deliver(client, "issue_comment", comment(f"/clipwatch run {B}", "friend"))
         assert checks() == [B]
+        assert outcomes(database)[:2] == [f"superseded by {B}", "approved by friend"]
 
     def test_a_label_approves_the_head_it_is_put_on(self, client, checks) -> None:
         deliver(client, "pull_request", pull_request())
