@@ -11,6 +11,7 @@ from typing import Any
 
 import requests
 from github import Auth, Consts, Github, GithubException, GithubIntegration, UnknownObjectException
+from github.IssueComment import IssueComment
 from github.Repository import Repository
 
 from service.settings import Settings
@@ -45,7 +46,7 @@ class GitHub:
         self._app_id, self._app_key = settings.github_app_id, settings.github_app_key
         self._token = settings.github_token
         self._pause = settings.sweep_seconds
-        self._repositories: dict[str, Repository] = {}
+        self._clients: dict[str, Github] = {}
 
     @property
     def is_app(self) -> bool:
@@ -78,7 +79,15 @@ class GitHub:
         with self._translated():
             issue = self._repository(repository).get_issue(pull)
             if known is None:
-                found = next((one for one in issue.get_comments() if marker in (one.body or "")), None)
+                # Anyone can write the marker, and an App may edit anyone's comment.
+                found = next(
+                    (
+                        one
+                        for one in issue.get_comments()
+                        if marker in (one.body or "") and self._wrote(repository, one)
+                    ),
+                    None,
+                )
                 if found is None:
                     return str(issue.create_comment(body).id)
             else:
@@ -94,7 +103,7 @@ class GitHub:
             said = f"GitHub answered {error.status}: {error.message or (error.data or {}).get('message', '')}"
             if error.status in (401, 404):
                 # The App may have been installed anew, or the token's file replaced.
-                self._repositories.clear()
+                self._clients.clear()
             refused = isinstance(error, UnknownObjectException) or error.status in (410, 422)
             raise Undelivered(said, wait=_asked_to_wait(error), refused=refused) from error
         except requests.RequestException as error:
@@ -102,10 +111,17 @@ class GitHub:
             raise Undelivered(f"GitHub cannot be reached: {error}", wait=self._pause) from error
 
     def _repository(self, name: str) -> Repository:
-        if name not in self._repositories:
-            github = Github(auth=self._auth(name), lazy=True, **self._options)
-            self._repositories[name] = github.get_repo(name)
-        return self._repositories[name]
+        return self._client(name).get_repo(name)
+
+    def _client(self, name: str) -> Github:
+        if name not in self._clients:
+            self._clients[name] = Github(auth=self._auth(name), lazy=True, **self._options)
+        return self._clients[name]
+
+    def _wrote(self, repository: str, comment: IssueComment) -> bool:
+        if self.is_app:
+            return comment.user.type == "Bot"
+        return comment.user.login == self._client(repository).get_user().login
 
     def _auth(self, name: str) -> Auth.Auth:
         if not self.is_app:

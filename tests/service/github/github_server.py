@@ -18,6 +18,8 @@ from tests.waiting import until
 
 APP_TOKEN = "installation-token"
 TOKEN = "plain-token"
+APP = {"login": "clipwatch[bot]", "type": "Bot"}
+USER = {"login": "clipwatch-user", "type": "User"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class GitHubServer:
 
         @app.post(repo + "/issues/{pull}/comments", status_code=201)
         async def make_comment(pull: int, request: Request) -> Any:
-            comment = {"id": next(self.ids), "pull": pull, **await request.json()}
+            user = APP if request.headers["authorization"].endswith(APP_TOKEN) else USER
+            comment = {"id": next(self.ids), "pull": pull, "user": user, **await request.json()}
             self.comments[comment["id"]] = comment | {"url": f"{self.url}/repos/o/r/issues/comments/{comment['id']}"}
             return self.comments[comment["id"]]
 
@@ -116,6 +119,10 @@ class GitHubServer:
         async def edit_comment(number: int, request: Request) -> Any:
             self.comments[number] |= await request.json()
             return self.comments[number]
+
+        @app.get("/user")
+        def user() -> Any:
+            return USER
 
         @app.post("/hook")
         async def hook(request: Request) -> Any:

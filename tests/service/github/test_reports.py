@@ -8,9 +8,11 @@ from sqlalchemy import select
 
 from service.contract import Verdict
 from service.github import Keeper
+from service.github.words import marker
 from service.queue import Bell
 from service.store import ReportRow, now
-from tests.service.github.conftest import A, B, comment, deliver, pull_request, push
+from tests.service.github.conftest import REPOSITORY, A, B, comment, deliver, pull_request, push
+from tests.service.github.github_server import APP
 from tests.waiting import until
 
 
@@ -169,6 +171,15 @@ def test_one_who_died_after_telling_and_before_noting_it_does_not_double(client,
     assert (len(github.check_runs), len(github.comments)) == (1, 1)
 
 
+def test_somebody_elses_comment_with_the_marker_is_left_alone(client, keeper, github) -> None:
+    forged = {"id": 1, "pull": 12, "user": {"login": "stranger", "type": "User"}}
+    github.comments[1] = forged | {"body": marker(REPOSITORY, 12) + " mine"}
+    deliver(client, "pull_request", pull_request())
+    keeper.round()
+    assert github.comments.pop(1)["body"].endswith(" mine")
+    assert f"/clipwatch run {A}" in only(github.comments)["body"]
+
+
 class TestToken:
     """A plain token may not make check runs."""
 
@@ -187,6 +198,16 @@ class TestToken:
             (A, "failure", "clipwatch / smoke"),
         ]
         assert github.statuses[-1]["description"] == "1 passed, 1 failed"
+
+    def test_one_comment(self, client, keeper, github, database) -> None:
+        github.comments[1] = {"id": 1, "pull": 12, "user": APP, "body": marker(REPOSITORY, 12)}
+        deliver(client, "pull_request", pull_request())
+        keeper.round()
+        with database.write() as session:
+            for report in session.scalars(select(ReportRow)):
+                report.external_id, report.sent, report.due_at = None, None, now(session)
+        keeper.round()
+        assert len(github.comments) == 2
 
 
 class TestNobodyToTell:
