@@ -19,7 +19,17 @@ from service.contract.history import (
     last_decided,
     transitions,
 )
-from service.contract.limits import DEFAULTS, DRIFT, FALSE_ALARM, FLIPPED, FLOOR, GRADIENT_ERROR, SKETCHED, Limits
+from service.contract.limits import (
+    DEFAULTS,
+    DRIFT,
+    FALSE_ALARM,
+    FLIPPED,
+    FLOOR,
+    GRADIENT_ERROR,
+    ROUNDINGS,
+    SKETCHED,
+    Limits,
+)
 from service.contract.record import (
     RECORD_FILE,
     ArmEnd,
@@ -62,6 +72,7 @@ __all__ = [
     "IMAGE_CHANNELS",
     "NEWS",
     "RECORD_FILE",
+    "ROUNDINGS",
     "SHA",
     "SKETCHED",
     "Arm",

@@ -19,7 +19,9 @@ class Tolerances(Document):
 
     loss: FiniteFloat | None = Field(None, ge=0, description="Default 1e-4 for fp32, 1e-3 if an arm is bf16")
     grad_norm: FiniteFloat | None = Field(None, ge=0, description="Default 10 × loss")
-    parameter_norm: FiniteFloat | None = Field(None, ge=0, description="Default as loss")
+    parameter_norm: FiniteFloat | None = Field(
+        None, ge=0, description="Default as loss, 10 × that with bfloat16 parameters"
+    )
     epsilon: FiniteFloat = Field(0.0, ge=0, description="Default 0: ε must be identical")
     sample: FiniteFloat | None = Field(None, ge=0, description="Each sample's clip factor; default by dtype")
     gradient: FiniteFloat | None = Field(None, ge=0, description="Each parameter's clipped gradient; default by dtype")
@@ -64,7 +66,9 @@ class Comparison(Document):
         given = self.tolerances
         arms = [DEFAULTS[arm.dtype] for arm in (self.reference, self.candidate)]
         loss = max(arm.loss for arm in arms) if given.loss is None else given.loss
-        defaults = {"loss": loss, "grad_norm": GRAD_NORM_FACTOR * loss, "parameter_norm": loss}
+        norm = GRAD_NORM_FACTOR * loss
+        coarse = {arm.dtype for arm in (self.reference, self.candidate)} & {Dtype.BF16_PURE, Dtype.BF16_MIXED}
+        defaults = {"loss": loss, "grad_norm": norm, "parameter_norm": norm if coarse else loss}
         for name in ("sample", "gradient", "noise", "update"):
             defaults[name] = max(float(getattr(arm, name)) for arm in arms)
         filled = {name: value for name, value in given.model_dump().items() if value is not None}

@@ -74,6 +74,9 @@ class ParameterRecord(Document):
     clipped_grad: Sketch = Field(description="Sum over samples of clipped gradients, before noise")
     noise: Sketch | None = Field(None, description="Absent without privacy")
     value: Sketch = Field(description="The parameter after the step")
+    rounding: float | None = Field(
+        None, description="Of the oracle: L2 distance of `clipped_grad` from that of the same loop in float32"
+    )
     sample_norms: list[float] | None = Field(
         None,
         description="Norm of each sample's gradient of this parameter, before clipping; of the oracle, and of small "
@@ -104,6 +107,11 @@ class StepRecord(Document):
     )
     parameter_norm: float = Field(description="Norm of all parameters after the step")
     max_grad_norm: float | None = Field(None, description="C at this step, which adaptive clipping moves")
+    sample_rounding: float | None = Field(
+        None,
+        description="Of the oracle: largest distance of `grad_norms` from those of the same loop in float32, relative "
+        "to the largest norm",
+    )
     parameters: dict[str, ParameterRecord] | None = Field(None, description="By name, every trainable parameter")
     step_time: float = Field(description="Seconds from the start of the forward pass to the end of the step")
     peak_memory: int = Field(description="Bytes: CUDA allocator peak so far, or peak resident set on CPU")

@@ -46,7 +46,7 @@ class Recording:
 
 
 def run(workload: Workload, arm: Arm, folder: Path, launcher: Launcher | None = None) -> ArmOutcome:
-    """Run one arm under torchrun."""
+    """Run one arm, under torchrun unless a launcher is given."""
     return run_arm(
         "arm",
         ArmSpec(workload=workload, arm=arm),

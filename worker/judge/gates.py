@@ -23,7 +23,7 @@ class Metric:
     measure: Callable[[Pair, float], Iterator[tuple[int, Measured]]]
     limit: str
     always: bool = True  # also without privacy
-    drifts: bool = False  # follows from parameters, so that where these have parted it may part too
+    drifts: bool = False  # follows from parameters: see Pair.allowed
 
 
 # In the order in which a step computes them.
@@ -64,7 +64,7 @@ def judge(
     of clip factors where neither mode shows them. `oracle` holds the first steps of the workload, `repeat` the
     candidate once more.
     """
-    pair = Pair(comparison, Subject.COMPARISON, reference, candidate)
+    pair = Pair(comparison, Subject.COMPARISON, reference, candidate, oracle)
     readings = [steps_gate(pair), *_compared(pair)]
     if _private(comparison):
         readings.append(epsilon_gate(pair))
@@ -72,7 +72,7 @@ def judge(
         readings.append(determinism(candidate, repeat))
     pairs = {pair.subject: pair}
     for subject, record in ((Subject.REFERENCE, reference), (Subject.CANDIDATE, candidate)):
-        held = Pair(comparison, subject, oracle or ArmRecord(), record)
+        held = Pair(comparison, subject, oracle or ArmRecord(), record, oracle)
         pairs[subject] = held
         if oracle is not None:
             readings += _against_oracle(held)
@@ -122,11 +122,11 @@ def _other_size(metric: Metric, pair: Pair) -> str | None:
 
 
 def _measured(pair: Pair, metric: Metric, limit: float) -> dict[int, Measured]:
-    """By step. Where parameters have parted `worst` is what it would be without, as far as that is allowed for."""
+    """By step. Where more than `limit` is allowed `worst` is shrunk as much, so that it can be held to `limit`."""
     steps = dict(metric.measure(pair, limit))
-    drifted = [step for step, measured in steps.items() if measured.fault and metric.drifts and limit]
-    for step in drifted:
-        allowed = limit + pair.drift(step)
+    broken = [step for step, measured in steps.items() if measured.fault and metric.drifts and limit]
+    for step in broken:
+        allowed = pair.allowed(step, metric.limit, limit)
         measured = dict(metric.measure(pair, allowed))[step]
         worst = None if measured.worst is None else measured.worst * limit / allowed
         steps[step] = replace(measured, worst=worst)

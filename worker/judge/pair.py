@@ -9,6 +9,8 @@ from math import prod
 from service.contract import (
     DEFAULTS,
     DRIFT,
+    FLOOR,
+    ROUNDINGS,
     Arm,
     ArmRecord,
     Comparison,
@@ -23,6 +25,9 @@ from worker.judge.sketches import distance
 
 StepPair = tuple[int, StepRecord, StepRecord]
 
+# Below any gradient: what is 0 is no share of nothing.
+TINY = 1e-30
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -34,12 +39,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Pair:
-    """`ours` is what is held to be right, `theirs` what is judged."""
+    """`ours` is what is held to be right, `theirs` what is judged; `oracle` says what rounding does to a step."""
 
     comparison: Comparison
     subject: Subject
     ours: ArmRecord
     theirs: ArmRecord
+    oracle: ArmRecord | None = None
 
     @property
     def names(self) -> Names:
@@ -69,8 +75,31 @@ class Pair:
         starts = [record.start.parameters or {} for record in (self.ours, self.theirs) if record.start]
         return {name: prod(start.shape) for parameters in starts for name, start in parameters.items()}
 
-    def drift(self, step: int) -> float:
-        """What is allowed at `step` because parameters are apart before it: DRIFT × their relative distance.
+    def allowed(self, step: int, kind: str, limit: float) -> float:
+        """The limit at `step` of what follows from parameters and is of a `kind` of limit, "sample" or "gradient".
+
+        At least ROUNDINGS × what rounding to float32 does to a plain loop there, and what parameters that are
+        apart before the step leave.
+        """
+        return max(limit, ROUNDINGS * self._rounding(step, kind)) + self._drift(step)
+
+    def _rounding(self, step: int, kind: str) -> float:
+        """As a share of the largest norm of a sample, or of each parameter's scale, the largest; 0 if not known."""
+        exact = by_step(self.oracle).get(step) if self.oracle else None
+        if exact is None:
+            return 0.0
+        if kind == "sample":
+            return exact.sample_rounding or 0.0
+        parameters = parameters_of(exact)
+        whole = math.hypot(*(parameter.clipped_grad.norm for parameter in parameters.values()))
+        shares = (
+            (p.rounding or 0.0) / max(p.clipped_grad.norm, FLOOR * whole * math.sqrt(self.share(name)), TINY)
+            for name, p in parameters.items()
+        )
+        return max(shares, default=0.0)
+
+    def _drift(self, step: int) -> float:
+        """DRIFT × the relative distance of the parameters before `step`.
 
         Adam steps by the sign of each element, so one whose gradient is only rounding may go either way, and from
         then on the arms train slightly different models.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from service.contract import Clipping, StepRecord
+from service.contract import Clipping, LossReduction, StepRecord
 from worker.judge.measure import Measured, Values, measure
 from worker.judge.pair import Pair
 
@@ -30,6 +30,8 @@ def _at_step(
     metric: str, least: float | None, pair: Pair, limit: float, ours: StepRecord, theirs: StepRecord
 ) -> Measured:
     values: tuple[Values, Values] = (getattr(ours, metric), getattr(theirs, metric))
+    if metric == "loss":
+        values = (_by_sample(pair, ours), _by_sample(pair, theirs))
     if metric in OF_SAMPLES and ours.batch_size == theirs.batch_size == 0 and not any(values):
         return Measured(0.0)
     measured = measure(*values, limit, pair.names, least)
@@ -45,6 +47,12 @@ def _at_step(
         sizes_agree = f"{len(ours.grad_norms or ())} norms in both arms for a batch of {ours.batch_size}"
         return Measured(measured.worst, sizes_agree)
     return measured
+
+
+def _by_sample(pair: Pair, step: StepRecord) -> float:
+    """The mean loss of the samples, also where the workload adds up: the limit is of one sample."""
+    summed = pair.comparison.workload.loss_reduction is LossReduction.SUM
+    return step.loss / max(1, step.batch_size) if summed else step.loss
 
 
 def clip_factors(pair: Pair, limit: float) -> Measurements:

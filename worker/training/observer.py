@@ -97,6 +97,8 @@ class Observer:
         self.max_grad_norm: float | None = None
         # (B, P): the norm of each sample's gradient by parameter, where it is known.
         self.sample_norms: Tensor | None = None
+        # By parameter, how far rounding to float32 moves the clipped sum, where it is known.
+        self.rounding: list[float] | None = None
         self._measured: list[Tensor] = []
         self._heads.clear()
         self._exact: list[list[str]] = []
@@ -183,6 +185,7 @@ class Observer:
                 clipped_grad=kinds[0][i],
                 noise=kinds[1][i] if len(kinds) == 3 else None,
                 value=kinds[-1][i],
+                rounding=None if self.rounding is None else self.rounding[i],
                 sample_norms=None if self.sample_norms is None else self.sample_norms[:, i].tolist(),
                 noise_heads=None if heads is None else heads[i],
             )

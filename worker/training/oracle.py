@@ -1,12 +1,14 @@
 """The oracle: a plain per-sample autograd loop in float64 with no Opacus clipping code in it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import sub
 from pathlib import Path
 from typing import Any
 
 import torch
 from opacus.accountants import create_accountant
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.contract import ArmSpec, Clipping, ParameterStart, gradient_sigma
 from worker.training.adaptive import AdaptiveRule
@@ -21,6 +23,42 @@ from worker.training.world import World
 CLIP_EPS = 1e-6
 
 
+@dataclass(frozen=True)
+class Clipped:
+    """One sample: its loss, the norms (P,) of its gradient by parameter, and what the gradient was multiplied by."""
+
+    loss: float
+    norms: Tensor
+    factor: float
+
+    @property
+    def norm(self) -> float:
+        return self.norms.norm().item()
+
+
+class Loop:
+    """Sums the clipped gradients of samples, one after another, in the precision of its model."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self._criterion = PerSampleCrossEntropy("sum")
+        self.begin()
+
+    def begin(self) -> None:
+        self.sums = [torch.zeros_like(p) for p in self.trained]
+        self.samples: list[Clipped] = []
+
+    def add(self, sample: Batch, bound: float) -> None:
+        loss = self._criterion(self.model(sample.inputs, sample.key_padding_mask), sample.targets)
+        grads = torch.autograd.grad(loss, self.trained)
+        norms = torch.stack([g.norm() for g in grads])
+        factor = (bound / (norms.norm() + CLIP_EPS)).clamp(max=1.0)
+        for total, grad in zip(self.sums, grads, strict=True):
+            total += factor * grad
+        self.samples.append(Clipped(loss.item(), norms, factor.item()))
+
+
 class OracleTrainee:
     """Clips each sample's gradient by itself: min(1, C / (‖g‖ + 1e-6)) · g, summed, noised, averaged.
 
@@ -33,13 +71,15 @@ class OracleTrainee:
     def __init__(self, spec: ArmSpec, world: World):
         self.workload, self.world = spec.workload, world
         self.model = initial_model(spec, world).double()
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._exact = Loop(self.model)
+        # Beside it a loop in float32, which tells what rounding alone does to a step.
+        self._rounded = Loop(initial_model(spec, world).float())
+        self.trained = self._exact.trained
         self.optimizer = build_optimizer(spec.workload, self.trained)
         self.schedule = build_schedule(spec.workload, self.optimizer)
         self.steps_taken = 0
         self.max_grad_norm = spec.workload.max_grad_norm
         self.adaptive = AdaptiveRule.of(spec.workload) if spec.workload.clipping is Clipping.ADAPTIVE else None
-        self.criterion = PerSampleCrossEntropy("sum")
         self._observer = Observer(spec, world, trainable(self.model))
         self.generator = torch.Generator(world.device).manual_seed(spec.workload.seed)
         # Opacus' own default accountant: ε follows from σ, the sampling rate and the number of steps alone.
@@ -48,25 +88,32 @@ class OracleTrainee:
     def step(self, parts: list[Batch], batch_size: int) -> StepOutcome:
         self._observer.begin()
         bound = self.max_grad_norm
-        sums = [torch.zeros_like(p) for p in self.trained]
-        losses, norms, factors, by_parameter = [], [], [], []
-        for sample in (part.part(range(i, i + 1)) for part in parts for i in range(len(part))):
-            loss = self.criterion(self.model(sample.inputs, sample.key_padding_mask), sample.targets)
-            grads = torch.autograd.grad(loss, self.trained)
-            by_parameter.append(torch.stack([g.norm() for g in grads]))
-            norm = by_parameter[-1].norm()
-            factor = (bound / (norm + CLIP_EPS)).clamp(max=1.0)
-            for total, grad in zip(sums, grads, strict=True):
-                total += factor * grad
-            losses.append(loss.item())
-            norms.append(norm.item())
-            factors.append(factor.item())
-        self._update(sums)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._rounded.model.parameters()), list(self.model.parameters()))
+        for loop in (self._exact, self._rounded):
+            loop.begin()
+            for sample in (part.part(range(i, i + 1)) for part in parts for i in range(len(part))):
+                loop.add(sample, bound)
+        samples = self._exact.samples
+        norms = [sample.norm for sample in samples]
+        self._update(self._exact.sums)
         if self.adaptive:
             self._move_bound(norms)
-        self._observer.sample_norms = torch.stack(by_parameter) if by_parameter else None
-        self._observer.clip_factors, self._observer.max_grad_norm = self._per_sample(factors), bound
-        return StepOutcome(self._per_sample(losses), self._per_sample(norms), **vars(self._observer.finish()))
+        pairs = zip(self._exact.sums, self._rounded.sums, strict=True)
+        self._observer.rounding = [(exact - rounded).norm().item() for exact, rounded in pairs]
+        self._observer.sample_norms = torch.stack([sample.norms for sample in samples]) if samples else None
+        self._observer.clip_factors = self._per_sample([sample.factor for sample in samples])
+        self._observer.max_grad_norm = bound
+        return StepOutcome(
+            self._per_sample([sample.loss for sample in samples]),
+            self._per_sample(norms),
+            sample_rounding=self._sample_rounding(norms),
+            **vars(self._observer.finish()),
+        )
+
+    def _sample_rounding(self, norms: list[float]) -> float:
+        rounded = [sample.norm for sample in self._rounded.samples]
+        return max(map(abs, map(sub, norms, rounded)), default=0.0) / max([1e-30, *norms])
 
     def _per_sample(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.world.device)

@@ -79,6 +79,7 @@ class Recorder:
                 clipped_grad_norm=outcome.clipped_grad_norm,
                 parameter_norm=math.hypot(*values, frozen),
                 max_grad_norm=outcome.max_grad_norm,
+                sample_rounding=outcome.sample_rounding,
                 parameters=outcome.parameters,
                 step_time=step_time,
                 peak_memory=peak_memory,

@@ -23,8 +23,8 @@ class StepOutcome:
 
     `losses`, `grad_norms` and `clip_factors` are per sample that this rank computed, virtual step by virtual step,
     without the weightless ones (local B); `clipped_grad_norm` is of the global sum of clipped gradients before noise;
-    `max_grad_norm` is C in force; `overhead` is the seconds spent measuring inside the step, and `peak_memory` the
-    bytes of CUDA memory so far outside of measuring.
+    `max_grad_norm` is C in force; `sample_rounding` is as in `StepRecord`; `overhead` is the seconds spent measuring
+    inside the step, and `peak_memory` the bytes of CUDA memory so far outside of measuring.
     """
 
     losses: Tensor
@@ -34,6 +34,7 @@ class StepOutcome:
     clip_factors: Tensor | None = None
     parameters: dict[str, ParameterRecord] | None = None
     max_grad_norm: float | None = None
+    sample_rounding: float | None = None
     peak_memory: int = 0
 
 

@@ -75,6 +75,8 @@ def test_limits_follow_from_the_less_precise_arm():
     bf16 = Comparison(candidate=Arm(mode=Mode.FLASH_FSDP, dtype=Dtype.BF16)).limits
     assert (bf16.loss, bf16.grad_norm, bf16.parameter_norm) == (1e-3, 1e-2, 1e-3)
     assert bf16.gradient > fp32.gradient
+    pure = Comparison(candidate=Arm(mode=Mode.FLASH_FSDP, dtype=Dtype.BF16_PURE)).limits
+    assert (pure.loss, pure.parameter_norm) == (1e-3, 1e-2)
     assert Comparison(tolerances=Tolerances(gradient=0.5)).limits.gradient == 0.5
     assert Comparison(tolerances=Tolerances(loss=1e-5)).limits.grad_norm == pytest.approx(1e-4)
 

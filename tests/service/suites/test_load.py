@@ -1,6 +1,6 @@
 import pytest
 
-from service.contract import Mode
+from service.contract import Comparison, Mode
 from service.suites import SuiteError, built_in, load
 
 COMPARISON = """
@@ -18,11 +18,15 @@ def written(tmp_path, text, name="own.toml"):
 
 
 def test_the_built_in_suites_can_be_read_and_full_holds_all_of_them():
-    assert set(built_in()) == {"smoke", "parity", "clipping", "privacy", "precision", "full"}
+    assert set(built_in()) == {"default", "smoke", "parity", "clipping", "privacy", "precision", "full"}
     full = {comparison.name for comparison in load("full").comparisons}
     parts = {name: load(name) for name in ("parity", "clipping", "privacy", "precision")}
     assert full == {f"{name}/{c.name}" for name, suite in parts.items() for c in suite.comparisons}
     assert all(load(name).description for name in built_in())
+
+
+def test_the_default_suite_is_the_comparison_without_any_field():
+    assert load("default").comparisons == (Comparison(name="flash, flash_fsdp"),)
 
 
 def test_no_built_in_comparison_asks_for_what_is_known_to_fail():
@@ -86,5 +90,5 @@ def test_a_wrong_suite_names_file_comparison_and_field(tmp_path, text, complaint
 
 
 def test_an_unknown_name_lists_the_built_in_suites():
-    with pytest.raises(SuiteError, match="no suite smok: built in are clipping, full, parity, "):
+    with pytest.raises(SuiteError, match="no suite smok: built in are clipping, default, full, parity, "):
         load("smok")

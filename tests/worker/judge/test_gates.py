@@ -146,6 +146,16 @@ def test_a_loss_over_another_number_of_samples_fails() -> None:
     assert broken(judge(comparison(private=False), record(private=False), other)) == {"loss": 5}
 
 
+def test_a_summed_loss_is_held_by_the_sample() -> None:
+    """Eight samples off by 0.8e-4 each are 6.4e-4 apart in all."""
+    ours = record()
+    held = comparison(loss_reduction="sum")
+    for off, passes in ((0.8e-4, True), (1.2e-4, False)):
+        theirs = with_step(ours, 2, loss=ours.steps[1].loss + off * ours.steps[1].batch_size)
+        gate = gate_of(judge(held, ours, theirs), "loss")
+        assert (gate.passed, gate.observed) == (passes, pytest.approx(off))
+
+
 def test_norms_of_another_number_of_parameters_fail() -> None:
     other = record()
     other = other.model_copy(update={"start": other.start.model_copy(update={"num_parameters": 1233})})

@@ -202,3 +202,30 @@ def test_gradients_may_part_as_far_as_parameters_have(apart: float, exact: bool,
         assert 0 < gate.observed <= gate.limit
     else:
         assert gate.first_step == 2
+
+
+@pytest.mark.parametrize(("off", "passes"), [(9, True), (11, False)])
+def test_an_arm_may_be_off_by_ten_times_what_rounding_does_to_the_oracle(off: float, passes: bool) -> None:
+    """A step so ill-conditioned that float32 alone loses 1e-4 of a gradient."""
+    lost, whole = 1e-4, {"exact": True, "steps": 1}
+    held = comparison(exact=True, oracle_steps=1, max_steps=1, **SGD)
+    theirs, oracle = trained(scaled(NORM, 1 + off * lost), **whole), trained(oracle=True, **whole)
+    ours = trained(**whole)
+    strict = judge(held, ours, theirs, oracle=oracle)
+    assert {("clipped_grad", "comparison"), ("oracle_clipped_grad", "candidate")} <= failed(strict)
+    norm = oracle.steps[0].parameters[NORM].clipped_grad.norm
+    judgement = judge(held, ours, theirs, oracle=with_parameter(oracle, 1, NORM, rounding=lost * norm))
+    for name, subject in (("clipped_grad", Subject.COMPARISON), ("oracle_clipped_grad", Subject.CANDIDATE)):
+        gate = gate_of(judgement, name, subject)
+        assert gate.passed is passes
+        assert (gate.observed <= gate.limit) is passes
+
+
+def test_a_norm_may_be_off_by_ten_times_what_rounding_does_to_the_oracle() -> None:
+    """And the limit on norms is still 1e-5 where rounding is no excuse."""
+    oracle, off = trained(oracle=True), [norm * (1 + 5e-5) for norm in record().steps[0].grad_norms]
+    theirs = with_step(record(), 1, grad_norms=off)
+    broken = ("oracle_grad_norms", "candidate")
+    assert broken in failed(judge(comparison(oracle_steps=100), record(), theirs, oracle=oracle))
+    oracle = with_step(oracle, 1, sample_rounding=1e-5)
+    assert broken not in failed(judge(comparison(oracle_steps=100), record(), theirs, oracle=oracle))

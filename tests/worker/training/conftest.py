@@ -1,5 +1,9 @@
-"""Arms run once and kept: several ranks under real torchrun, one rank in this process, which has imported torch."""
+"""Arms run once and kept: one rank in this process, which has imported torch, several in forks of one that has.
 
+tests/worker/launch/test_forked.py holds such forks to real torchrun, bit by bit.
+"""
+
+import os
 import socket
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import pytest
 from service.contract import RECORD_FILE, ArmRecord, ArmSpec, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
 from worker.conductor.arm import RecordReader
+from worker.launch.forked import ForkedLauncher
 from worker.training.loop import train
 from worker.training.recorder import Progress
 from worker.training.world import World
@@ -41,8 +46,14 @@ def train_here(tmp_path_factory, world):
     return record
 
 
+@pytest.fixture(scope="package")
+def launcher():
+    with ForkedLauncher(os.environ) as launcher:
+        yield launcher
+
+
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory, train_here):
+def recorded(tmp_path_factory, train_here, launcher):
     """Runs an arm once and keeps its record: (mode, world size, dtype, workload changes) → record."""
     records = {}
 
@@ -54,7 +65,7 @@ def recorded(tmp_path_factory, train_here):
                 records[key] = train_here(ArmSpec(workload=tiny(**changes), arm=arm, num_steps=num_steps))
             else:
                 folder = tmp_path_factory.mktemp("arm")
-                outcome = run(tiny(**changes), arm, folder)
+                outcome = run(tiny(**changes), arm, folder, launcher)
                 log = (folder / "log.txt").read_text(errors="replace")
                 assert outcome.error is None, f"{outcome.error.message}\n{log[-3000:]}"
                 records[key] = outcome.record
