@@ -10,11 +10,14 @@ from service.api import (
     PREFIX,
     BodyLimit,
     add_problem_handlers,
+    badges_router,
+    checks_router,
     comparisons_router,
     health_router,
     results_router,
 )
 from service.context import Context
+from service.github import router as github_router
 from service.settings import Settings, get_settings
 from service.web import add_dashboard
 
@@ -39,6 +42,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.include_router(comparisons_router, prefix=PREFIX)
     app.include_router(results_router, prefix=PREFIX)
+    app.include_router(checks_router, prefix=PREFIX)
+    app.include_router(badges_router)
     app.include_router(health_router)
+    app.include_router(github_router)
     add_dashboard(app)
     return app

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """One value for each process. With none given, everything lives in `data_dir`."""
 
-    model_config = SettingsConfigDict(env_prefix="CLIPWATCH_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CLIPWATCH_", env_ignore_empty=True, frozen=True)
 
     data_dir: Path = Field(Path(".clipwatch"), description="Folder of the embedded database, broker and artifacts")
     database_url: str = Field("", description="SQLAlchemy URL; default SQLite in data_dir")
@@ -37,6 +37,20 @@ class Settings(BaseSettings):
         1_000_000, ge=1_000, description="Characters of log kept per attempt, half of it its end"
     )
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="Largest request body")
+
+    public_url: str = Field("", description="Where browsers reach this service; links and pictures in reports need it")
+    rules: Path | None = Field(None, description="TOML file: which commits are checked with what, and who may run code")
+    github_api: str = Field("https://api.github.com", description="GitHub's REST API, or that of an Enterprise server")
+    github_secret: Path | None = Field(None, description="File with the webhook's secret; one a line, any is accepted")
+    github_token: Path | None = Field(None, description="File with a token that may set statuses and comment")
+    github_app_id: str = Field("", description="Id of a GitHub App, which may make check runs; goes before a token")
+    github_app_key: Path | None = Field(None, description="File with the App's private key, PEM")
+    notify_url: str = Field("", description="Is POSTed to, signed, when entries begin to fail, are fixed or go")
+    notify_secret: Path | None = Field(None, description="File with the secret that notifications are signed with")
+    slack_url: str = Field("", description="Slack-compatible incoming webhook for the same")
+    keep_seconds: float = Field(2, gt=0, description="How often deliveries, checks and reports are looked after")
+    watch_seconds: float = Field(60, gt=0, description="How often `clipwatch watch` looks at the repository")
+    source_days: float = Field(30, ge=1, description="Sources of Opacus that no arm asked for in so long are removed")
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "Settings":
@@ -69,9 +83,15 @@ class Settings(BaseSettings):
         return Path(self.cache).expanduser().absolute() if self.cache else self.folder / "cache"
 
     @property
+    def speaks_to_github(self) -> bool:
+        """Whether there is a credential to report with."""
+        return bool(self.github_app_id or self.github_token)
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables that give a child process the settings that this one has."""
-        values = self.model_dump() | {"data_dir": self.folder}
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        values = given | {"data_dir": self.folder}
         return dict(os.environ) | {f"CLIPWATCH_{name.upper()}": str(value) for name, value in values.items()}
 
 

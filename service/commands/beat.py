@@ -6,20 +6,27 @@ import threading
 
 import click
 
+from service.github import Keeper
 from service.queue import Bell, Sweeper
 from service.settings import get_settings
 from service.store import Database
 
+GRACE_SECONDS = 5
+
 
 @click.command()
 def beat() -> None:
-    """Sweep: take back what expired, ring again for what waits."""
+    """Sweep what expired and waits; plan, settle and report checks."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     settings = get_settings()
     database, bell = Database(settings.database), Bell(settings)
+    keeper = threading.Thread(target=Keeper(database, bell, settings).run, args=(stop,), name="keeper", daemon=True)
+    keeper.start()
     Sweeper(database, bell, settings).run(stop)
+    # What it is at may be a slow fetch; whatever it leaves undone is still in the database.
+    keeper.join(GRACE_SECONDS)
     bell.close()
     database.close()

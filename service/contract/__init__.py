@@ -7,7 +7,18 @@ encodes non-finite floats as the strings "NaN", "Infinity" and "-Infinity", and 
 from service.contract.adaptive import gradient_sigma, unclipped_num_std
 from service.contract.arm import Arm, Device, Dtype, Kernels, Mode, Provider
 from service.contract.base import plain
+from service.contract.check import SHA, Target, check_verdict, entries_of
 from service.contract.comparison import Comparison, Tolerances
+from service.contract.history import (
+    BAD,
+    NEWS,
+    Health,
+    Run,
+    Transition,
+    health,
+    last_decided,
+    transitions,
+)
 from service.contract.limits import (
     DEFAULTS,
     DRIFT,
@@ -32,6 +43,7 @@ from service.contract.record import (
     Sketch,
     StepRecord,
 )
+from service.contract.rules import Pulls, Rule, Rules
 from service.contract.slices import Shares, deal
 from service.contract.suite import Suite
 from service.contract.verdict import Finding, Gate, Judgement, Subject, Verdict
@@ -50,6 +62,7 @@ from service.contract.workload import (
 )
 
 __all__ = [
+    "BAD",
     "DEFAULTS",
     "DRIFT",
     "FALSE_ALARM",
@@ -57,8 +70,10 @@ __all__ = [
     "FLOOR",
     "GRADIENT_ERROR",
     "IMAGE_CHANNELS",
+    "NEWS",
     "RECORD_FILE",
     "ROUNDINGS",
+    "SHA",
     "SKETCHED",
     "Arm",
     "ArmEnd",
@@ -75,6 +90,7 @@ __all__ = [
     "Finding",
     "Gate",
     "Head",
+    "Health",
     "Judgement",
     "Kernels",
     "Limits",
@@ -86,6 +102,10 @@ __all__ = [
     "ParameterRecord",
     "ParameterStart",
     "Provider",
+    "Pulls",
+    "Rule",
+    "Rules",
+    "Run",
     "Sampling",
     "Shares",
     "Sketch",
@@ -93,11 +113,18 @@ __all__ = [
     "StepRecord",
     "Subject",
     "Suite",
+    "Target",
     "Tolerances",
+    "Transition",
     "Verdict",
     "Workload",
+    "check_verdict",
     "deal",
+    "entries_of",
     "gradient_sigma",
+    "health",
+    "last_decided",
     "plain",
+    "transitions",
     "unclipped_num_std",
 ]

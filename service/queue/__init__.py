@@ -5,7 +5,31 @@ harmless. Leases are in `service.store`; here is who watches over them.
 """
 
 from service.queue.bell import LOOK, QUEUE, Bell, make_celery
+from service.queue.checks import (
+    known_verdicts,
+    queue_checks,
+    ring_for,
+    settle,
+    verdicts_of,
+    want_comment,
+)
 from service.queue.submit import IdempotencyConflict, Submitted, submit
 from service.queue.sweeper import Sweeper, Swept
 
-__all__ = ["LOOK", "QUEUE", "Bell", "IdempotencyConflict", "Submitted", "Sweeper", "Swept", "make_celery", "submit"]
+__all__ = [
+    "LOOK",
+    "QUEUE",
+    "Bell",
+    "IdempotencyConflict",
+    "Submitted",
+    "Sweeper",
+    "Swept",
+    "known_verdicts",
+    "make_celery",
+    "queue_checks",
+    "ring_for",
+    "settle",
+    "submit",
+    "verdicts_of",
+    "want_comment",
+]

@@ -5,12 +5,16 @@ fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
 from service.store.attempts import ArmProgress, AttemptRepository, Claim, Progress
+from service.store.check_models import CheckEntryRow, CheckRow, DeliveryRow, DeliveryState, ReportKind, ReportRow
+from service.store.checks import CheckRepository, Line, line_of
 from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
+from service.store.deliveries import Delivery, DeliveryRepository
 from service.store.logs import LogRepository
 from service.store.migrate import downgrade, is_current, migrate
 from service.store.models import ArmRow, AttemptRow, AttemptState, Base, ComparisonRow, GateRow, LogChunkRow, Status
+from service.store.reports import Report, ReportRepository
 from service.store.results import ArmResult, Artifact, AttemptResult, one_line
 
 __all__ = [
@@ -23,18 +27,31 @@ __all__ = [
     "AttemptRow",
     "AttemptState",
     "Base",
+    "CheckEntryRow",
+    "CheckRepository",
+    "CheckRow",
     "Claim",
     "ComparisonFilter",
     "ComparisonRepository",
     "ComparisonRow",
     "Database",
+    "Delivery",
+    "DeliveryRepository",
+    "DeliveryRow",
+    "DeliveryState",
     "GateRow",
+    "Line",
     "LogChunkRow",
     "LogRepository",
     "Progress",
+    "Report",
+    "ReportKind",
+    "ReportRepository",
+    "ReportRow",
     "Status",
     "downgrade",
     "is_current",
+    "line_of",
     "migrate",
     "now",
     "one_line",

@@ -1,8 +1,10 @@
 """`Checkout`: from `Arm.opacus` to a folder, each made once and never half."""
 
 import fcntl
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,9 @@ from worker.checkout.release import VERSION, download
 from worker.source import hash_package
 
 HASH = "files.sha256"
+KEEP_DAYS = 30.0
+SECONDS_A_DAY = 86_400
+KEPT = ("commit-*", "version-*", "path-*")
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class Source:
 class Checkout:
     """Sources from one remote, kept below one folder. Safe to use from several processes and threads at once."""
 
-    def __init__(self, remote: str, cache: Path):
+    def __init__(self, remote: str, cache: Path, keep_days: float = KEEP_DAYS):
         """
         Args:
             remote: URL or path of the Opacus repository.
             cache: folder that mirror and sources are kept in; made when first needed.
+            keep_days: a source that nobody asked for in so long is removed when another is made.
         """
+        self._keep_seconds = keep_days * SECONDS_A_DAY
         self._folder = cache.expanduser().absolute() / "opacus"
         self._mirror = Mirror(remote, self._folder)
 
@@ -106,7 +113,17 @@ class Checkout:
                 digest = hash_package(making / "opacus")
                 (making / HASH).write_text(digest)
                 making.rename(folder)
+            self._trim()
+        # When it was last asked for, which a file system without access times does not keep.
+        os.utime(folder)
         return Source(opacus, folder, digest)
+
+    def _trim(self) -> None:
+        """Removes sources that nobody asked for in a long time; an arm that still runs asked a short time ago."""
+        oldest = time.time() - self._keep_seconds
+        for folder in [folder for pattern in KEPT for folder in self._folder.glob(pattern)]:
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _locked(self, stop: threading.Event) -> Iterator[None]:

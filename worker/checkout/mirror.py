@@ -39,7 +39,8 @@ class Mirror:
             self._fetch(BRANCHES_AND_TAGS, stop)
             sha = self._find(ref, stop) or self._fetch_by_name(parts["name"], parts["suffix"] or "", stop)
         if sha is None:
-            raise CheckoutError(f"{self.shown} has no branch, tag or commit {ref!r}")
+            gone = ": it may have been rewritten by a force-push" if SHA.fullmatch(ref) else ""
+            raise CheckoutError(f"{self.shown} has no branch, tag or commit {ref!r}{gone}")
         return sha
 
     def tag(self, name: str, stop: threading.Event) -> str | None:

@@ -30,7 +30,7 @@ class Prepared:
 
 def make_checkout(settings: Settings) -> Checkout:
     """The checkout that the settings describe."""
-    return Checkout(settings.opacus_remote, Path(settings.cache_folder))
+    return Checkout(settings.opacus_remote, Path(settings.cache_folder), settings.source_days)
 
 
 def prepare(

@@ -46,7 +46,7 @@ def base_install(*arguments: str):
     return run(*arguments, program=("-c", WITHOUT_TORCH))
 
 
-@pytest.mark.parametrize("command", ["up", "api", "beat", "migrate", "submit"])
+@pytest.mark.parametrize("command", ["up", "api", "beat", "migrate", "submit", "watch"])
 def test_a_base_install_runs_the_service(command) -> None:
     shown = base_install(command, "--help")
     assert shown.returncode == 0, shown.stderr

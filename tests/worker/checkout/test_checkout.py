@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -104,6 +105,31 @@ def test_a_source_is_made_once_and_again_when_it_was_changed(checkout):
     assert version_in(first) == "1.0"
 
 
+def test_a_source_that_nobody_asked_for_in_long_is_removed_when_another_is_made(checkout, repository, tmp_path):
+    old, used = checkout.get("commit:v1.0", NEVER), checkout.get("commit:main", NEVER)
+    long_ago = time.time() - 31 * 86_400
+    for source in (old, used):
+        os.utime(source.folder, (long_ago, long_ago))
+    checkout.get("commit:main", NEVER)
+    repository.commit_opacus("3.0")
+    checkout.get("commit:main", NEVER)
+    assert (old.folder.exists(), used.folder.exists()) == (False, True)
+    assert checkout.get("commit:v1.0", NEVER) == old
+
+
+def test_a_commit_that_a_force_push_left_behind_is_had_as_long_as_the_mirror_has_it(checkout, repository, tmp_path):
+    sha = repository.commit_opacus("rewritten")
+    checkout.get(f"commit:{sha}", NEVER)
+    repository.git("reset", "--quiet", "--hard", "HEAD~1")
+    repository.git("reflog", "expire", "--expire=now", "--all")
+    repository.git("gc", "--quiet", "--prune=now")
+    assert version_in(checkout.get(f"commit:{sha}", NEVER)) == "rewritten"
+    elsewhere = Checkout(str(repository.folder), tmp_path / "elsewhere")
+    assert complaint(elsewhere, f"commit:{sha}") == (
+        f"{repository.folder} has no branch, tag or commit {sha!r}: it may have been rewritten by a force-push"
+    )
+
+
 def test_processes_at_once_all_get_whole_sources(repository, tmp_path):
     program = (
         "import sys, threading; from pathlib import Path; from worker.checkout import Checkout\n"
@@ -133,7 +159,10 @@ def test_processes_at_once_all_get_whole_sources(repository, tmp_path):
     ("opacus", "words"),
     [
         ("commit:nope", "{remote} has no branch, tag or commit 'nope'"),
-        ("commit:" + "0" * 40, "{remote} has no branch, tag or commit '" + "0" * 40 + "'"),
+        (
+            "commit:" + "0" * 40,
+            "{remote} has no branch, tag or commit '" + "0" * 40 + "': it may have been rewritten by a force-push",
+        ),
         ("commit:abcdef1", "{remote} has no branch, tag or commit 'abcdef1'"),
         ("commit:--upload-pack=touch {marker}", "is not the name of a branch, tag or commit"),
         ("commit:--output={marker}", "is not the name of a branch, tag or commit"),

@@ -1,0 +1,87 @@
+"""What the API answers with about checks."""
+
+from datetime import datetime
+
+from pydantic import Field
+
+from service.api.documents import Answer
+from service.contract import Target, Transition, Verdict
+from service.contract.base import Document
+from service.store import Status
+
+
+class CheckRequest(Document):
+    """A suite to be run on a commit."""
+
+    target: Target
+    suite: str = Field("smoke", max_length=100, description="A built-in suite, or one that the rules name")
+
+
+class EntryAnswer(Answer):
+    """One entry of the suite on this commit."""
+
+    name: str
+    comparison: str = Field(description="Id of the comparison that runs it")
+    status: Status
+    verdict: Verdict | None
+    error: str | None
+    transition: Transition | None = Field(description="Against the check before; absent where nothing changed")
+
+
+class ReportAnswer(Answer):
+    """What is told about the check, and whether it was heard."""
+
+    kind: str
+    attempts: int = Field(description="Tries that failed since the last that did not")
+    error: str | None
+    due_at: datetime | None = Field(description="When it is tried next; absent when all was told")
+    sent_at: datetime | None
+
+
+class CheckSummary(Answer):
+    """A check in a list."""
+
+    id: str
+    repository: str
+    branch: str
+    pull: int | None
+    sha: str
+    title: str
+    suite: str
+    status: Status
+    verdict: Verdict | None = Field(description="That of the worst entry; absent until all have ended")
+    reason: str | None = Field(description="Why it was cancelled")
+    created_at: datetime
+    finished_at: datetime | None
+    entries: list[EntryAnswer]
+
+
+class CheckDetail(CheckSummary):
+    """Everything about a check."""
+
+    reports: list[ReportAnswer]
+
+
+class EntryHealth(Answer):
+    """How an entry has been doing over the checks that are shown, oldest to newest."""
+
+    name: str
+    verdict: Verdict | None = Field(description="The last one; absent when the entry is gone")
+    runs: int = Field(description="Runs that passed or failed")
+    flips: int = Field(description="Changes between passing and failing")
+    flakiness: float = Field(description="flips / (runs - 1)")
+    contradictions: int = Field(description="Commits that both passed and failed")
+    last_passed: datetime | None
+    red_since: datetime | None = Field(description="End of the first failing run since it last passed")
+
+
+class CheckHistory(Answer):
+    """A suite on a branch: checks newest first, and each entry's health."""
+
+    repository: str
+    branch: str
+    suite: str
+    pull: int | None
+    checks: list[CheckSummary]
+    health: list[EntryHealth]
+    next: str | None = Field(description="Pass as `cursor` for older checks; absent on the last page")

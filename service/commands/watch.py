@@ -1,0 +1,56 @@
+"""`clipwatch watch`."""
+
+import logging
+import signal
+import threading
+
+import click
+
+from service.commands.fault import Fault
+from service.github.git import GitError
+from service.github.watch import Watch
+from service.rules import RulesError
+from service.settings import get_settings
+from service.store import Database
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Look once and end.")
+def watch(once: bool) -> None:
+    """Poll the repository of the rules for pushed branches, where no webhook can reach this service.
+
+    `clipwatch beat` makes checks of what it sees. Pull requests are not seen: git does not say whose they are.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    settings = get_settings()
+    if settings.rules is None:
+        raise Fault("nothing to watch for: CLIPWATCH_RULES is not set")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    database = Database(settings.database)
+    watching = Watch(database, settings)
+    try:
+        if once:
+            click.echo(f"{watching.look()} branches moved")
+            return
+        while not stop.is_set():
+            _look(watching)
+            stop.wait(settings.watch_seconds)
+    except (GitError, RulesError) as error:
+        raise Fault(str(error)) from error
+    finally:
+        database.close()
+
+
+def _look(watching: Watch) -> None:
+    """A remote that is away, or rules being edited, are there again at the next look."""
+    try:
+        moved = watching.look()
+    except (GitError, RulesError) as error:
+        log.error("%s", error)
+    else:
+        if moved:
+            log.info("%d branches moved", moved)

@@ -1,0 +1,62 @@
+"""The rules: which commits of a repository are checked with what, and who may have code run."""
+
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from pathspec import GitIgnoreSpec
+from pydantic import Field, field_validator
+
+from service.contract.base import Document
+from service.contract.check import REPOSITORY
+
+
+class Pulls(StrEnum):
+    """Which pull requests run unasked. Those of forks never do: they wait for a maintainer, or are left out."""
+
+    NONE = "none"
+    APPROVED = "approved"
+    SAME_REPOSITORY = "same-repository"
+
+
+class Rule(Document):
+    """Suites for the commits that fit: all of branch, kind and paths must."""
+
+    branches: tuple[str, ...] = Field(
+        min_length=1, description="Patterns of branches pushed to and merged into; * is any text, / included"
+    )
+    paths: tuple[str, ...] = Field((), description="Patterns as in .gitignore of files that matter; none: all do")
+    suites: tuple[str, ...] = Field(min_length=1, description="Built-in suites, or files beside the rules")
+    pushes: bool = Field(True, description="Whether pushes to the branches are checked")
+    pull_requests: Pulls = Field(Pulls.APPROVED, description="Which pull requests into the branches run unasked")
+    supersede: bool = Field(True, description="Whether a newer commit cancels checks of older ones that still wait")
+
+    @field_validator("paths")
+    @classmethod
+    def _paths_are_patterns(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        GitIgnoreSpec.from_lines(paths)
+        return paths
+
+    def has_branch(self, branch: str) -> bool:
+        return any(fnmatchcase(branch, pattern) for pattern in self.branches)
+
+    def has_path(self, changed: tuple[str, ...] | None) -> bool:
+        """Whether a changed file matters. What changed may be unknown (None): then it does."""
+        if not self.paths or changed is None:
+            return True
+        return any(GitIgnoreSpec.from_lines(self.paths).match_files(changed))
+
+
+class Rules(Document):
+    """A rules file: one repository, whose commits the service fetches from `opacus_remote`."""
+
+    repository: str = Field(max_length=200, pattern=REPOSITORY, description="owner/name; all others are ignored")
+    maintainers: tuple[str, ...] = Field((), description="Logins that may approve, whatever GitHub says they are")
+    associations: frozenset[str] = Field(
+        frozenset({"OWNER", "MEMBER", "COLLABORATOR"}), description="What GitHub says of those who may approve"
+    )
+    label: str | None = Field(None, min_length=1, description="A label that approves the commit it is put on")
+    rules: tuple[Rule, ...] = Field(min_length=1, alias="rule")
+
+    def may_approve(self, login: str, association: str) -> bool:
+        """Whether a comment by this user has code run."""
+        return association in self.associations or login.lower() in {name.lower() for name in self.maintainers}

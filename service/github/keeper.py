@@ -1,0 +1,54 @@
+"""The keeper: plans what was heard, settles what has ended, tells who is to know. It runs in the `beat` process."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.github.planner import Planner
+from service.github.reporter import Reporter
+from service.queue import Bell, settle
+from service.settings import Settings
+from service.store import Database
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one round did: deliveries handled, checks that moved on, reports sent."""
+
+    handled: int
+    settled: int
+    sent: int
+
+
+class Keeper:
+    """Looks after checks. Several at once are harmless: the database says who does what."""
+
+    def __init__(self, database: Database, bell: Bell, settings: Settings) -> None:
+        self._planner = Planner(database, bell, settings)
+        self._reporter = Reporter(database, settings)
+        self._database, self._settings = database, settings
+
+    def round(self) -> Kept:
+        """Plans, settles and reports, in this order, so that a report says what is so. Each even if another fails."""
+        return Kept(
+            _guarded(self._planner.handle_all),
+            _guarded(lambda: settle(self._database, self._settings)),
+            _guarded(self._reporter.send_due),
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Goes round until `stop` is set."""
+        while not stop.wait(self._settings.keep_seconds):
+            self.round()
+
+
+def _guarded(part: Callable[[], int]) -> int:
+    """What the part did; a failure is logged, and the next round tries again."""
+    try:
+        return part()
+    except Exception:
+        log.exception("a part of the round failed; the next round tries again")
+        return 0

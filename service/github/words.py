@@ -1,0 +1,169 @@
+"""How a check reads on GitHub: check run, commit status, sticky comment. Markdown from what nobody has reviewed.
+
+Messages of findings and errors come from the code of the commit. They are shown as code, so that they can neither
+mention anyone nor look like words of ours.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from service.contract import Transition, Verdict
+from service.store import AttemptRow, AttemptState, CheckEntryRow, CheckRow, ComparisonRow, Status
+
+GLYPHS = {"passed": "✅", "failed": "❌", "error": "⚠️", "unsupported": "∅", "cancelled": "⏹️"}
+CONCLUSIONS = {
+    Verdict.PASSED: "success",
+    Verdict.FAILED: "failure",
+    Verdict.ERROR: "failure",
+    Verdict.UNSUPPORTED: "neutral",
+    Verdict.CANCELLED: "cancelled",
+}
+STATES = {Verdict.PASSED: "success", Verdict.FAILED: "failure", Verdict.UNSUPPORTED: "success"}
+PICTURES = ("loss_difference.png", "loss.png")
+# GitHub takes 65,535 characters; what is left out is behind the link.
+LONGEST = 60_000
+MOST_ENTRIES = 100
+MOST_FINDINGS = 20
+MOST_CHARACTERS = 300
+DESCRIPTION = 140
+
+
+def name_of(check: CheckRow) -> str:
+    """What GitHub lists the check under; branch protection may require this name."""
+    return f"clipwatch / {check.suite}"
+
+
+def headline(check: CheckRow) -> str:
+    """The check in a line."""
+    total, verdicts = len(check.entries), [entry.comparison.verdict for entry in check.entries]
+    if check.status == Status.QUEUED:
+        return f"waiting for a worker: {total} comparisons"
+    if check.status == Status.RUNNING:
+        return f"{check.done} of {total} comparisons done"
+    counts = [f"{verdicts.count(verdict.value)} {verdict.value}" for verdict in Verdict if verdict.value in verdicts]
+    return ", ".join(counts) + (f" ({check.reason})" if check.reason else "")
+
+
+def check_run(check: CheckRow, public_url: str) -> dict[str, Any]:
+    """The values of a check run, all but its commit."""
+    values: dict[str, Any] = {
+        "name": name_of(check),
+        "external_id": check.public_id,
+        "started_at": check.created_at,
+        "status": {Status.QUEUED: "queued", Status.RUNNING: "in_progress"}.get(Status(check.status), "completed"),
+        "output": {"title": headline(check), "summary": summary(check, public_url)} | _images(check, public_url),
+    }
+    if public_url:
+        values["details_url"] = _link(public_url, check)
+    if check.verdict is not None:
+        values |= {"conclusion": CONCLUSIONS[Verdict(check.verdict)], "completed_at": check.finished_at}
+    return values
+
+
+def status(check: CheckRow, public_url: str) -> dict[str, str]:
+    """The values of a commit status, which has a line and a colour and no more."""
+    ended = STATES.get(Verdict(check.verdict), "error") if check.verdict else "pending"
+    line = headline(check)
+    values = {
+        "state": ended,
+        "context": name_of(check),
+        "description": line if len(line) <= DESCRIPTION else f"{line[: DESCRIPTION - 1]}…",
+    }
+    return values | ({"target_url": _link(public_url, check)} if public_url else {})
+
+
+def marker(repository: str, pull: int) -> str:
+    """What the sticky comment is found by; GitHub does not show it."""
+    return f"<!-- clipwatch {repository}#{pull} -->"
+
+
+def comment(repository: str, pull: int, sha: str, checks: Sequence[CheckRow], waits: bool, public_url: str) -> str:
+    """The sticky comment of a pull request: every check of its head, and how to let it run if it waits."""
+    parts = [marker(repository, pull), f"### Clipwatch on {sha}"]
+    if waits:
+        parts.append(
+            "This commit waits: a maintainer who has read it has it checked by commenting exactly\n\n"
+            f"```\n/clipwatch run {sha}\n```\n\nA commit that is pushed afterwards waits again."
+        )
+    for check in checks:
+        verdict = check.verdict or check.status
+        title = f"{GLYPHS.get(verdict, '⏳')} **{name_of(check)}**: {headline(check)}"
+        parts += [title, summary(check, public_url)]
+    return _cut("\n\n".join(parts))
+
+
+def summary(check: CheckRow, public_url: str) -> str:
+    """A table of the entries, then what failed: gates, findings, errors."""
+    lines = ["| entry | verdict | |", "| --- | --- | --- |"]
+    lines += [_row(entry, public_url) for entry in check.entries[:MOST_ENTRIES]]
+    if len(check.entries) > MOST_ENTRIES:
+        lines.append(f"| … {len(check.entries) - MOST_ENTRIES} more | | |")
+    details = [text for entry in check.entries if (text := _details(entry))]
+    parts = ["\n".join(lines), *details[:MOST_FINDINGS]]
+    if len(details) > MOST_FINDINGS:
+        parts.append(f"… and {len(details) - MOST_FINDINGS} more.")
+    return _cut("\n\n".join(parts))
+
+
+def deciding(comparison: ComparisonRow) -> AttemptRow | None:
+    """The attempt that the verdict comes from."""
+    finished = [attempt for attempt in comparison.attempts if attempt.state == AttemptState.FINISHED]
+    return finished[-1] if finished else None
+
+
+def code(text: str) -> str:
+    """Text as a code span on one line, whatever is in it."""
+    line = " ".join(text.split())
+    line = line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 1]}…"
+    return f"`{line.replace('`', 'ˋ').replace('|', '¦')}`" if line else ""
+
+
+def _cut(text: str) -> str:
+    """Whole lines of the text, as many as GitHub takes."""
+    return text if len(text) <= LONGEST else text[:LONGEST].rpartition("\n")[0] + "\n\n… cut short."
+
+
+def _row(entry: CheckEntryRow, public_url: str) -> str:
+    verdict = entry.comparison.verdict or entry.comparison.status
+    name = code(entry.name)
+    shown = f"[{name}]({public_url.rstrip('/')}/comparisons/{entry.comparison.public_id})" if public_url else name
+    change = f"**{entry.transition}**" if entry.transition in (Transition.NEWLY_FAILING, Transition.FIXED) else ""
+    return f"| {shown} | {GLYPHS.get(verdict, '⏳')} {verdict} | {change or entry.transition or ''} |"
+
+
+def _details(entry: CheckEntryRow) -> str:
+    comparison = entry.comparison
+    if comparison.verdict in (None, Verdict.PASSED, Verdict.CANCELLED):
+        return ""
+    lines = [f"**{code(entry.name)}** {comparison.verdict}"]
+    if comparison.error:
+        lines.append(f"- {code(comparison.error)}")
+    attempt = deciding(comparison)
+    for finding in attempt.findings if attempt else []:
+        place = {"step": finding.step, "parameter": finding.parameter, "rank": finding.rank}
+        where = ", ".join(f"{key} {value}" for key, value in place.items() if value is not None)
+        lines.append(f"- {code(finding.message)}{f' at {code(where)}' if where else ''}")
+    for gate in attempt.gates if attempt else []:
+        if not gate.passed:
+            observed = "nothing" if gate.observed is None else f"{gate.observed:.3g}"
+            lines.append(f"- gate {code(gate.metric)} ({gate.subject}): observed {observed}, limit {gate.limit:.3g}")
+    return "\n".join(lines[:MOST_FINDINGS])
+
+
+def _images(check: CheckRow, public_url: str) -> dict[str, Any]:
+    """The picture of the first entry that is worth looking at: one that failed, or else any."""
+    if not public_url or not check.verdict:
+        return {}
+    ordered = sorted(check.entries, key=lambda entry: entry.comparison.verdict != Verdict.FAILED)
+    for entry in ordered:
+        attempt = deciding(entry.comparison)
+        names = {artifact.name for artifact in attempt.artifacts} if attempt else set()
+        for name in PICTURES:
+            if name in names:
+                address = f"{public_url.rstrip('/')}/api/v1/comparisons/{entry.comparison.public_id}/plots/{name}"
+                return {"images": [{"alt": f"{entry.name}: {name}", "image_url": address}]}
+    return {}
+
+
+def _link(public_url: str, check: CheckRow) -> str:
+    return f"{public_url.rstrip('/')}/checks/{check.public_id}"

@@ -1,0 +1,113 @@
+"""Checks: queued in one transaction with their comparisons, settled when those have ended."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from service.contract import NEWS, Suite, Target, Transition, Verdict, check_verdict, entries_of, last_decided
+from service.contract import transitions as transitions_between
+from service.queue.bell import Bell
+from service.settings import Settings
+from service.store import CheckRepository, CheckRow, Database, Line, ReportKind, ReportRepository, Status, now
+
+log = logging.getLogger(__name__)
+
+# Checks before a line's newest that are looked through for an entry's last verdict: cancelled ones have none.
+LOOK_BACK = 20
+
+
+def queue_checks(
+    session: Session, settings: Settings, target: Target, suites: Sequence[Suite], *, supersede: bool = False
+) -> list[CheckRow]:
+    """Queues a check of each suite, in the caller's transaction. After its commit the caller calls `ring_for`.
+
+    With `supersede`, older checks of the same branch or pull request that no worker has begun are cancelled.
+    """
+    checks, moment = CheckRepository(session), now(session)
+    ring_after = moment + timedelta(seconds=settings.ring_seconds)
+    rows = [checks.add(target, suite.name, entries_of(suite, target.sha), moment, ring_after) for suite in suites]
+    for row in rows:
+        if supersede:
+            checks.supersede(row, moment)
+        want_reports(session, settings, row, moment)
+    return rows
+
+
+def ring_for(bell: Bell, rows: Sequence[CheckRow]) -> None:
+    """Wakes workers for the comparisons of checks that are committed. A broker that is away is tried once."""
+    all(bell.ring(entry.comparison.public_id) for row in rows for entry in row.entries)
+
+
+def settle(database: Database, settings: Settings) -> int:
+    """Notes how far every open check has come and writes the verdict of those that are over. How many changed.
+
+    Harmless when several do it at once.
+    """
+    with database.read() as session:
+        unfinished = [row.id for row in CheckRepository(session).unfinished()]
+    return sum(_settle_one(database, settings, row_id) for row_id in unfinished)
+
+
+def want_reports(session: Session, settings: Settings, row: CheckRow, moment: datetime) -> None:
+    """GitHub is to hear of the check as it stands, if this service may speak to it."""
+    if not settings.speaks_to_github:
+        return
+    reports = ReportRepository(session)
+    reports.want(f"commit:{row.public_id}", ReportKind.COMMIT, moment, check_id=row.id)
+    if row.pull is not None:
+        want_comment(session, settings, row.repository, row.pull, moment)
+
+
+def want_comment(session: Session, settings: Settings, repository: str, pull: int, moment: datetime) -> None:
+    """The sticky comment of a pull request is to say what is so now."""
+    if settings.speaks_to_github:
+        document = {"repository": repository, "pull": pull}
+        ReportRepository(session).want(f"comment:{repository}#{pull}", ReportKind.COMMENT, moment, document=document)
+
+
+def known_verdicts(session: Session, line: Line, before: int) -> dict[str, Verdict] | None:
+    """Each entry's last decided verdict on a line, before the check of that row id; None without any check."""
+    rows = CheckRepository(session).page(line, limit=LOOK_BACK, before=before)
+    finished = [row for row in reversed(rows) if row.status == Status.FINISHED]
+    return last_decided(verdicts_of(row) for row in finished) if finished else None
+
+
+def verdicts_of(row: CheckRow) -> dict[str, Verdict]:
+    """By entry, the verdicts that are there."""
+    return {entry.name: Verdict(entry.comparison.verdict) for entry in row.entries if entry.comparison.verdict}
+
+
+def _settle_one(database: Database, settings: Settings, row_id: int) -> bool:
+    with database.write() as session:
+        checks = CheckRepository(session)
+        row = checks.by_id(row_id)
+        assert row is not None
+        moment = now(session)
+        verdicts = verdicts_of(row)
+        if len(verdicts) < len(row.entries):
+            begun = any(entry.comparison.status != Status.QUEUED for entry in row.entries)
+            changed = checks.advance(row, Status.RUNNING if begun else Status.QUEUED, len(verdicts))
+        else:
+            # A pull request is held to the branch that it goes into, not to itself.
+            line = Line(row.repository, row.branch, row.suite)
+            before = known_verdicts(session, line, row.id)
+            changes = transitions_between(before, verdicts)
+            changed = checks.finish(row, check_verdict(verdicts.values()), changes, moment)
+            if changed and row.pull is None:
+                _notify(session, settings, row, changes, moment)
+        if changed:
+            want_reports(session, settings, row, moment)
+    return changed
+
+
+def _notify(
+    session: Session, settings: Settings, row: CheckRow, changes: dict[str, Transition], moment: datetime
+) -> None:
+    if not NEWS & set(changes.values()):
+        return
+    reports = ReportRepository(session)
+    for kind, url in ((ReportKind.WEBHOOK, settings.notify_url), (ReportKind.SLACK, settings.slack_url)):
+        if url:
+            reports.want(f"{kind.value}:{row.public_id}", kind, moment, check_id=row.id)

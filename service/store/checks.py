@@ -1,0 +1,173 @@
+"""Checks: made with their comparisons, settled when those have ended, paged through as a history."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, select, update
+from sqlalchemy.orm import Session, selectinload
+
+from service.contract import Comparison, Target, Transition, Verdict
+from service.store.check_models import CheckEntryRow, CheckRow
+from service.store.comparisons import ComparisonRepository
+from service.store.models import AttemptRow, ComparisonRow, Status
+
+SUPERSEDED = "superseded by"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of history: a suite on a branch, or on a pull request into it."""
+
+    repository: str
+    branch: str
+    suite: str
+    pull: int | None = None
+
+
+class CheckRepository:
+    """All SQL on checks. Nothing here commits."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self, target: Target, suite: str, entries: Sequence[tuple[str, Comparison]], now: datetime, ring_after: datetime
+    ) -> CheckRow:
+        """Queues a check and a comparison for each entry. The caller rings for them after its commit."""
+        comparisons = ComparisonRepository(self._session)
+        row = CheckRow(
+            public_id=f"chk_{secrets.token_hex(10)}",
+            **target.model_dump(),
+            suite=suite,
+            status=Status.QUEUED.value,
+            done=0,
+            created_at=now,
+            entries=[
+                CheckEntryRow(
+                    position=position,
+                    name=name,
+                    comparison=comparisons.add(comparison, now, ring_after=ring_after),
+                )
+                for position, (name, comparison) in enumerate(entries)
+            ],
+        )
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def get(self, public_id: str) -> CheckRow | None:
+        """One check with its entries' comparisons, and their attempts, gates, findings, artifacts and arms."""
+        return self._session.scalars(_whole(select(CheckRow).where(CheckRow.public_id == public_id))).one_or_none()
+
+    def by_id(self, row_id: int) -> CheckRow | None:
+        """As `get`, by row id."""
+        return self._session.scalars(_whole(select(CheckRow).where(CheckRow.id == row_id))).one_or_none()
+
+    def unfinished(self) -> list[CheckRow]:
+        """Checks without a verdict with their entries' comparisons, oldest first."""
+        query = select(CheckRow).where(CheckRow.status != Status.FINISHED.value).order_by(CheckRow.id)
+        return list(self._session.scalars(query.options(*WITH_COMPARISONS)))
+
+    def advance(self, row: CheckRow, status: Status, done: int) -> bool:
+        """Notes how far it has come. False when there is nothing new, or somebody noted more."""
+        return self._write(row, (CheckRow.done < done) | (CheckRow.status != status.value), status=status, done=done)
+
+    def finish(self, row: CheckRow, verdict: Verdict, changes: dict[str, Transition], now: datetime) -> bool:
+        """Writes the verdict and how each entry changed. False when somebody else did."""
+        values = {"status": Status.FINISHED, "done": len(row.entries), "verdict": verdict.value, "finished_at": now}
+        if not self._write(row, True, **values):
+            return False
+        for entry in row.entries:
+            entry.transition = changes.get(entry.name)
+        self._session.flush()
+        return True
+
+    def cancel(self, row: CheckRow, reason: str, now: datetime) -> None:
+        """Cancels its comparisons: queued ones end at once, running ones soon. The check is settled afterwards."""
+        comparisons = ComparisonRepository(self._session)
+        for entry in row.entries:
+            comparisons.cancel(entry.comparison.public_id, now)
+        row.reason = reason
+        self._session.flush()
+
+    def supersede(self, newest: CheckRow, now: datetime) -> list[CheckRow]:
+        """Cancels older checks of the same line that no worker has begun. Those checks."""
+        older = _of_line(select(CheckRow), line_of(newest)).where(
+            CheckRow.status == Status.QUEUED.value, CheckRow.id < newest.id
+        )
+        rows = [
+            row
+            for row in self._session.scalars(older.options(*WITH_COMPARISONS))
+            if row.sha != newest.sha and all(entry.comparison.status == Status.QUEUED for entry in row.entries)
+        ]
+        for row in rows:
+            self.cancel(row, f"{SUPERSEDED} {newest.sha}", now)
+        return rows
+
+    def page(self, line: Line, *, limit: int, before: int | None = None) -> list[CheckRow]:
+        """At most `limit` checks of a line, newest first, with ids below `before`, and their entries' comparisons."""
+        query = _of_line(select(CheckRow), line)
+        if before is not None:
+            query = query.where(CheckRow.id < before)
+        return list(self._session.scalars(query.order_by(CheckRow.id.desc()).limit(limit).options(*WITH_COMPARISONS)))
+
+    def of_pull(self, repository: str, pull: int, sha: str) -> list[CheckRow]:
+        """All checks of one head of a pull request, whole, oldest first."""
+        query = select(CheckRow).where(CheckRow.repository == repository, CheckRow.pull == pull, CheckRow.sha == sha)
+        return list(self._session.scalars(_whole(query).order_by(CheckRow.id)))
+
+    def head_of_pull(self, repository: str, pull: int) -> str | None:
+        """The sha of the newest check of a pull request."""
+        query = select(CheckRow.sha).where(CheckRow.repository == repository, CheckRow.pull == pull)
+        return self._session.scalar(query.order_by(CheckRow.id.desc()).limit(1))
+
+    def lines(self, repository: str | None = None, limit: int = 500) -> list[Line]:
+        """Branches with their suites that have checks; pull requests are not among them."""
+        query = select(CheckRow.repository, CheckRow.branch, CheckRow.suite).where(CheckRow.pull.is_(None)).distinct()
+        if repository is not None:
+            query = query.where(CheckRow.repository == repository)
+        found = self._session.execute(query.order_by(CheckRow.repository, CheckRow.branch, CheckRow.suite).limit(limit))
+        return [Line(*row) for row in found]
+
+    def newest(self, limit: int = 1) -> list[CheckRow]:
+        """The newest checks of all, pull requests too."""
+        return list(self._session.scalars(select(CheckRow).order_by(CheckRow.id.desc()).limit(limit)))
+
+    def _write(self, row: CheckRow, when: object, **values: object) -> bool:
+        written = self._session.execute(
+            update(CheckRow)
+            .where(CheckRow.id == row.id, CheckRow.status != Status.FINISHED.value, when)  # type: ignore[arg-type]
+            .values(**values)
+            .returning(CheckRow.id)
+        )
+        return written.one_or_none() is not None
+
+
+def line_of(row: CheckRow) -> Line:
+    """The line of history that a check belongs to."""
+    return Line(row.repository, row.branch, row.suite, row.pull)
+
+
+WITH_COMPARISONS = (selectinload(CheckRow.entries).joinedload(CheckEntryRow.comparison),)
+
+
+def _of_line(query: Select[Any], line: Line) -> Select[Any]:
+    return query.where(
+        CheckRow.repository == line.repository,
+        CheckRow.branch == line.branch,
+        CheckRow.suite == line.suite,
+        CheckRow.pull.is_(None) if line.pull is None else CheckRow.pull == line.pull,
+    )
+
+
+def _whole(query: Select[Any]) -> Select[Any]:
+    attempts = selectinload(CheckRow.entries).joinedload(CheckEntryRow.comparison).selectinload(ComparisonRow.attempts)
+    return query.options(
+        attempts.selectinload(AttemptRow.arms),
+        attempts.selectinload(AttemptRow.gates),
+        attempts.selectinload(AttemptRow.findings),
+        attempts.selectinload(AttemptRow.artifacts),
+    )
