@@ -9,10 +9,13 @@ from fastapi import FastAPI
 from service.api import (
     PREFIX,
     BodyLimit,
+    LocalOnly,
+    SecurityHeaders,
     add_problem_handlers,
     comparisons_router,
     health_router,
     results_router,
+    tokens_router,
 )
 from service.context import Context
 from service.settings import Settings, get_settings
@@ -33,12 +36,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Does this commit of Opacus still train exactly as it should?",
         version=version("clipwatch"),
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.context = Context.open(settings)
     add_problem_handlers(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.auth == "auto" and not settings.auth_required:
+        app.add_middleware(LocalOnly)
+    app.add_middleware(SecurityHeaders)
     app.include_router(comparisons_router, prefix=PREFIX)
     app.include_router(results_router, prefix=PREFIX)
+    app.include_router(tokens_router, prefix=PREFIX)
     app.include_router(health_router)
     add_dashboard(app)
     return app

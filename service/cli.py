@@ -14,7 +14,7 @@ import click
 from service.commands.fault import Fault
 from service.commands.lifeline import hold_lifeline
 
-OWN = {name: f"service.commands.{name}:{name}" for name in ("up", "api", "beat", "migrate", "submit")}
+OWN = {name: f"service.commands.{name}:{name}" for name in ("up", "api", "beat", "migrate", "submit", "token")}
 
 
 class Commands(click.Group):

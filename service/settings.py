@@ -1,11 +1,16 @@
 """Settings: defaults that run embedded in a folder, every one of them overridden by a `CLIPWATCH_` variable."""
 
+import ipaddress
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, model_validator
+from limits import parse
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_RATE = "600/minute"
 
 
 class Settings(BaseSettings):
@@ -38,11 +43,29 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="Largest request body")
 
+    auth: Literal["auto", "off", "required"] = Field(
+        "auto", description="Whether a token is asked for; auto: unless `host` is a loopback address"
+    )
+    public_read: bool = Field(False, description="Let everybody look at comparisons, and only those with a token act")
+    session_hours: float = Field(12, gt=0, description="How long a login to the dashboard lasts")
+    rate_limit: str = Field(
+        "",
+        description="Requests per token or address; default 600/minute where a token is asked for",
+    )
+    rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
+
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "Settings":
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("lease_seconds must be at least twice heartbeat_seconds")
         return self
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_is_one(cls, rate: str) -> str:
+        if rate:
+            parse(rate)
+        return rate
 
     @property
     def folder(self) -> Path:
@@ -67,6 +90,24 @@ class Settings(BaseSettings):
     def cache_folder(self) -> Path:
         """The cache as an absolute path, with the default filled in."""
         return Path(self.cache).expanduser().absolute() if self.cache else self.folder / "cache"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether requests need a token."""
+        return self.auth == "required" or (self.auth == "auto" and not self.on_loopback)
+
+    @property
+    def effective_rate_limit(self) -> str:
+        """The rate limit with the default filled in; empty for none."""
+        return self.rate_limit or (DEFAULT_RATE if self.auth_required else "")
 
     @property
     def environment(self) -> dict[str, str]:

@@ -4,16 +4,29 @@ The database is the queue: a comparison is claimed by compare-and-set, held by a
 fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
+from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository
 from service.store.attempts import ArmProgress, AttemptRepository, Claim, Progress
 from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
 from service.store.logs import LogRepository
 from service.store.migrate import downgrade, is_current, migrate
-from service.store.models import ArmRow, AttemptRow, AttemptState, Base, ComparisonRow, GateRow, LogChunkRow, Status
+from service.store.models import (
+    ArmRow,
+    AttemptRow,
+    AttemptState,
+    Base,
+    ComparisonRow,
+    GateRow,
+    LogChunkRow,
+    Status,
+    TokenRow,
+    WebSessionRow,
+)
 from service.store.results import ArmResult, Artifact, AttemptResult, one_line
 
 __all__ = [
+    "NOTED_EVERY",
     "ArmProgress",
     "ArmResult",
     "ArmRow",
@@ -33,6 +46,10 @@ __all__ = [
     "LogRepository",
     "Progress",
     "Status",
+    "TokenRepository",
+    "TokenRow",
+    "WebSessionRepository",
+    "WebSessionRow",
     "downgrade",
     "is_current",
     "migrate",
