@@ -40,7 +40,7 @@ def cursor_position(cursor: str | None) -> int | None:
     "/comparisons",
     status_code=201,
     dependencies=[SUBMITS],
-    responses=documented(413)
+    responses=documented(400, 413)
     | {200: {"model": ComparisonSummary, "description": "The comparison that the same request made before"}},
 )
 def create(

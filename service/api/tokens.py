@@ -32,7 +32,7 @@ def list_tokens(context: HasContext) -> list[TokenAnswer]:
         return [answer_of(row) for row in TokenRepository(session).all()]
 
 
-@router.post("/tokens", status_code=201, responses=documented(413))
+@router.post("/tokens", status_code=201, responses=documented(400, 413))
 def create(asked: TokenRequest, context: HasContext, caller: HasCaller) -> TokenMade:
     """Makes a token. This answer is the only one that has it."""
     if caller.token is None:
