@@ -54,6 +54,15 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
+    isolation: Literal["auto", "required", "off"] = Field(
+        "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
+    )
+    arm_memory_gib: float = Field(
+        0, ge=0, description="Memory that an arm may use, all its ranks together; 0: no limit"
+    )
+    arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
+    arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
+
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "Settings":
         if self.lease_seconds < 2 * self.heartbeat_seconds:

@@ -10,7 +10,7 @@ from service.queue import LOOK, make_celery
 from service.settings import get_settings
 from service.store import Database
 from worker.conductor.conduct import Conductor
-from worker.launch import LocalLauncher
+from worker.launch import Isolation, Limits, LocalLauncher
 
 settings = get_settings()
 app = make_celery(settings)
@@ -19,7 +19,13 @@ app = make_celery(settings)
 @lru_cache(maxsize=1)
 def conductor() -> Conductor:
     """The conductor of this process."""
-    return Conductor(Database(settings.database), ArtifactFolder(settings), settings, LocalLauncher())
+    limits = Limits(
+        memory=int(settings.arm_memory_gib * 2**30),
+        disk=int(settings.arm_disk_gib * 2**30),
+        processes=settings.arm_processes,
+    )
+    launcher = LocalLauncher(isolation=Isolation(settings.isolation), limits=limits)
+    return Conductor(Database(settings.database), ArtifactFolder(settings), settings, launcher)
 
 
 @app.task(name=LOOK)
