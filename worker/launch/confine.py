@@ -11,7 +11,7 @@ import resource
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,10 @@ from worker.launch.protocol import Isolation, Limits
 
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 CAPABILITY_VERSION = 0x20080522
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi")
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys")
@@ -60,10 +63,16 @@ class Plan:
     readable: list[str] = field(default_factory=list)
     listable: list[str] = field(default_factory=list)
     writable: list[str] = field(default_factory=list)
+    gpu: bool = False
 
 
 def plan(
-    isolation: Isolation, limits: Limits, path: Iterable[Path], readable: Iterable[Path], writable: Iterable[Path]
+    isolation: Isolation,
+    limits: Limits,
+    path: Iterable[Path],
+    readable: Iterable[Path],
+    writable: Iterable[Path],
+    gpu: bool,
 ) -> Plan:
     """The plan for an arm that imports from the folders of `path`.
 
@@ -78,6 +87,7 @@ def plan(
         [str(each) for each in (*prefixes, *packages, *readable)],
         [str(entry) for entry in entries],
         [str(each) for each in writable],
+        gpu,
     )
 
 
@@ -88,11 +98,11 @@ def confine(given: Plan) -> tuple[list[str], list[str]]:
         return ["limits"], ["network", "privileges", "files"]
     done, failed = ["limits"], []
     # In this order: a network of one's own needs privileges, and Landlock that none can be had.
-    for name, layer in (
-        ("network", _leave_network),
-        ("privileges", _drop_privileges),
-        ("files", lambda: _files(given)),
-    ):
+    layers: list[tuple[str, Callable[[], None]]] = [("network", _leave_network)]
+    if given.gpu:
+        layers.append(("kernel settings", _keep_kernel_settings))
+    layers += [("privileges", _drop_privileges), ("files", lambda: _files(given))]
+    for name, layer in layers:
         try:
             layer()
         except OSError:
@@ -138,6 +148,28 @@ def _unshare(flags: int) -> None:
     _check(ctypes.CDLL(None, use_errno=True).unshare(flags))
 
 
+def _keep_kernel_settings() -> None:
+    """What root could set in /proc, read-only: CUDA names its threads by writing there, so an arm must be let in.
+
+    Whoever is not root cannot set it anyway.
+    """
+    try:
+        _unshare(CLONE_NEWNS)
+        _mount(None, "/", MS_REC | MS_PRIVATE)
+        for path in KERNEL_SETTINGS:
+            if os.path.exists(path):
+                _mount(path, path, MS_BIND | MS_REC)
+                _mount(None, path, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    except OSError:
+        if os.getuid() == 0:
+            raise
+
+
+def _mount(source: str | None, target: str, flags: int) -> None:
+    encoded = None if source is None else source.encode()
+    _check(ctypes.CDLL(None, use_errno=True).mount(encoded, target.encode(), None, ctypes.c_ulong(flags), None))
+
+
 def _drop_privileges() -> None:
     """No capability, none to be had from a program that is started, even for root."""
     library = ctypes.CDLL(None, use_errno=True)
@@ -161,6 +193,7 @@ def _files(given: Plan) -> None:
             landlock.LIST: map(Path, given.listable),
             landlock.DEVICE: devices,
             landlock.WRITE: map(Path, ["/dev/shm", *given.writable]),
+            landlock.READ | landlock.WRITE_FILE | landlock.TRUNCATE: [Path("/proc")] if given.gpu else [],
         }
     )
 

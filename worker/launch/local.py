@@ -76,7 +76,7 @@ class LocalLauncher:
         ranks = spec.arm.world_size
         assert ranks is not None, "the arm must be resolved"
         environment = self._scrubbed(spec.arm, source)
-        planned = self._plan(environment, folder.resolve(), source)
+        planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
         environment |= self._own(environment, folder.resolve(), source)
         command = [
             sys.executable,
@@ -102,7 +102,7 @@ class LocalLauncher:
                 )
             )
 
-    def _plan(self, environment: Mapping[str, str], folder: Path, source: Path | None) -> Plan:
+    def _plan(self, environment: Mapping[str, str], folder: Path, source: Path | None, gpu: bool) -> Plan:
         path = [Path(entry).resolve() for entry in environment["PYTHONPATH"].split(os.pathsep)]
         programs = [Path(part).resolve().parent for part in self._program[1:] if Path(part).is_file()]
         return plan(
@@ -111,6 +111,7 @@ class LocalLauncher:
             path,
             [*programs, *([source] if source else [])],
             [folder, *([] if source else [self._triton_cache()])],
+            gpu,
         )
 
     def _own(self, environment: Mapping[str, str], folder: Path, source: Path | None) -> dict[str, str]:
