@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
     arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
 
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str = Field("", description="Where traces are sent, such as http://collector:4318; default nowhere")
+
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "Settings":
         if self.lease_seconds < 2 * self.heartbeat_seconds:

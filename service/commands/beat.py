@@ -1,6 +1,5 @@
 """`clipwatch beat`."""
 
-import logging
 import signal
 import threading
 
@@ -9,12 +8,13 @@ import click
 from service.queue import Bell, Sweeper
 from service.settings import get_settings
 from service.store import Database
+from service.telemetry import configure_logging
 
 
 @click.command()
 def beat() -> None:
     """Sweep: take back what expired, ring again for what waits."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    configure_logging(get_settings())
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -23,7 +23,9 @@ from service.store.models import (
     TokenRow,
     WebSessionRow,
 )
+from service.store.pruning import PruneRepository
 from service.store.results import ArmResult, Artifact, AttemptResult, one_line
+from service.store.statistics import Statistics, statistics
 
 __all__ = [
     "NOTED_EVERY",
@@ -45,6 +47,8 @@ __all__ = [
     "LogChunkRow",
     "LogRepository",
     "Progress",
+    "PruneRepository",
+    "Statistics",
     "Status",
     "TokenRepository",
     "TokenRow",
@@ -55,4 +59,5 @@ __all__ = [
     "migrate",
     "now",
     "one_line",
+    "statistics",
 ]
