@@ -19,6 +19,7 @@ from service.api import (
 )
 from service.context import Context
 from service.settings import Settings, get_settings
+from service.telemetry import Traced
 from service.web import add_dashboard
 
 
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = Context.open(settings)
+    app.add_middleware(Traced)
     add_problem_handlers(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.auth == "auto" and not settings.auth_required:

@@ -74,8 +74,11 @@ def _copy(source: Path, target: Path) -> None:
     Raises:
         Fault: the copy is damaged.
     """
-    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
-        reading.backup(writing)
-        (verdict,) = writing.execute("PRAGMA integrity_check").fetchone()
+    try:
+        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+            reading.backup(writing)
+            (verdict,) = writing.execute("PRAGMA integrity_check").fetchone()
+    except sqlite3.Error as error:
+        raise Fault(f"{source} cannot be copied: {error}") from error
     if verdict != "ok":
         raise Fault(f"{source} is damaged: {verdict}")

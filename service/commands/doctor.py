@@ -75,9 +75,7 @@ def checks() -> Iterator[Check]:
         try:
             added = entry.load()
         except ImportError as error:
-            yield Check(
-                entry.name, partial(_missing, str(error)), "pip install 'clipwatch[worker]' where a worker runs"
-            )
+            yield Check(entry.name, partial(_missing, str(error)), "pip install 'clipwatch[worker]'")
         else:
             yield from added()
 

@@ -2,6 +2,6 @@
 
 from service.telemetry.logs import bound, configure_logging
 from service.telemetry.metrics import metrics_text
-from service.telemetry.traces import span, start_tracing
+from service.telemetry.traces import Traced, span, start_tracing
 
-__all__ = ["bound", "configure_logging", "metrics_text", "span", "start_tracing"]
+__all__ = ["Traced", "bound", "configure_logging", "metrics_text", "span", "start_tracing"]

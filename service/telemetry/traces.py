@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry import trace
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.settings import Settings
 
@@ -36,3 +37,26 @@ def span(name: str, **attributes: str | int) -> Iterator[None]:
     named = {f"clipwatch.{key}": value for key, value in attributes.items()}
     with trace.get_tracer("clipwatch").start_as_current_span(name, attributes=named):
         yield
+
+
+class Traced:
+    """Middleware that makes a span of every request, named by its route, not its path, which has ids."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with trace.get_tracer("clipwatch").start_as_current_span(scope["method"]) as current:
+
+            async def noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    route = getattr(scope.get("route"), "path", None)
+                    if route:
+                        current.update_name(f"{scope['method']} {route}")
+                    current.set_attribute("http.response.status_code", message["status"])
+                await send(message)
+
+            await self._app(scope, receive, noted)
