@@ -29,6 +29,7 @@ KEPT_PREFIXES = (
     "OMP_",
     "MKL_",
     "COVERAGE_",
+    "COVERAGE_",
 )
 
 CPU_WORLD_SIZE = 2
@@ -75,7 +76,9 @@ class LocalLauncher:
         (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         ranks = spec.arm.world_size
         assert ranks is not None, "the arm must be resolved"
-        environment = self._scrubbed(spec.arm, source)
+        scrubbed = self._scrubbed(spec.arm, source)
+        # Measuring coverage writes to another folder than the arm's.
+        environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
         environment |= self._own(environment, folder.resolve(), source)
         command = [
