@@ -29,7 +29,6 @@ KEPT_PREFIXES = (
     "OMP_",
     "MKL_",
     "COVERAGE_",
-    "COVERAGE_",
 )
 
 CPU_WORLD_SIZE = 2

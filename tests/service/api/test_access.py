@@ -1,5 +1,6 @@
 """Who may call what."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,8 @@ from service.settings import Settings
 from service.store import TokenRepository, now
 from tests.service.api.test_comparisons import COMPARISONS, body, fields, post
 
-PUBLIC = {"/healthz", "/readyz", "/docs", "/login"}
+# What anybody may ask for. The webhook has a signature of its own.
+PUBLIC = {"/healthz", "/readyz", "/docs", "/login", "/webhooks/github"}
 
 
 @pytest.fixture
@@ -69,14 +71,29 @@ def test_a_scope_opens_what_it_says(guarded, make, scope, statuses) -> None:
             assert (fields(answer), answer.headers["www-authenticate"]) == ([], "Bearer")
 
 
-def test_every_door_is_shut_to_strangers(settings, guarded) -> None:
-    """By asking, not by looking at the code: no path of the document answers anything else than 401."""
-    for path, methods in guarded.app.openapi()["paths"].items():
+def test_every_door_is_shut_to_strangers(guarded) -> None:
+    """By asking, not by looking at the code: routes of the document answer 401, pages lead to the login."""
+    documented = {(path, method) for path, methods in guarded.app.openapi()["paths"].items() for method in methods}
+    pages = {
+        (route.path, method)
+        for included in guarded.app.routes
+        for route in getattr(getattr(included, "original_router", None), "routes", ())
+        if not route.path.startswith("/static")
+        for method in route.methods
+        if not (included.include_context.include_in_schema and route.include_in_schema)
+    }
+    assert ("/comparisons/{public_id}", "GET") in pages
+    for path, method in documented | pages:
         if path in PUBLIC:
             continue
-        for method in methods:
-            answer = guarded.request(method, path.format(public_id="x", name="x", token_id="x"), json={})
+        filled = re.sub(r"{\w+}", "x", path)
+        answer = guarded.request(method, filled, json={}, follow_redirects=False)
+        if (path, method) in documented:
             assert answer.status_code == 401, (method, path)
+        elif method == "GET":
+            assert answer.headers.get("location", "").startswith("/login"), (method, path)
+        else:
+            assert answer.status_code == 403, (method, path)
 
 
 @pytest.mark.parametrize("what", ["expired", "revoked", "other secret", "unknown", "malformed", "other scheme"])

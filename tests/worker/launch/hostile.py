@@ -63,7 +63,6 @@ attempt("outside", lambda: socket.create_connection(("192.0.2.1", 80), 2))
 attempt("signal", lambda: os.kill(TARGETS["worker"], 0))
 attempt("mount", lambda: subprocess.run(["mount", "-t", "tmpfs", "x", "/mnt"], check=True, capture_output=True))
 attempt("node", lambda: os.mknod("disk", 0o060666, os.makedev(8, 0)))
-attempt("priority", lambda: os.setpriority(os.PRIO_PROCESS, TARGETS["worker"], 5))
 outlive()
 with open("found.json", "w") as file:
     json.dump({"found": found, "failed": failed}, file)
