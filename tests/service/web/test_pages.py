@@ -254,5 +254,6 @@ def test_the_api_answers_browsers_in_json_too(client: TestClient) -> None:
 
 def test_the_api_description_knows_no_pages(client: TestClient) -> None:
     assert all(
-        path.startswith(("/api/", "/healthz", "/readyz")) for path in client.get("/openapi.json").json()["paths"]
+        path.startswith(("/api/", "/healthz", "/readyz", "/metrics"))
+        for path in client.get("/openapi.json").json()["paths"]
     )
