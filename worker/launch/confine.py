@@ -28,7 +28,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys")
 # Of /etc what programs need to start and to find names; not what only root may read, for a worker may be root.
-ETC: tuple[str, ...] = (
+ETC = (
     "ld.so.cache",
     "ld.so.conf",
     "ld.so.conf.d",
@@ -37,8 +37,6 @@ ETC: tuple[str, ...] = (
     "host.conf",
     "resolv.conf",
     "passwd",
-)
-ETC += (
     "group",
     "localtime",
     "ssl",

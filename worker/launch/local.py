@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,7 +124,9 @@ class LocalLauncher:
         """
         own = private_folders(folder)
         if not source:
-            self._triton_cache().mkdir(parents=True, exist_ok=True)
+            # Where it cannot be made, Triton says so to those arms that need it.
+            with suppress(OSError):
+                self._triton_cache().mkdir(parents=True, exist_ok=True)
         return own | {"TRITON_CACHE_DIR": str(folder / "triton" if source else self._triton_cache())}
 
     def _triton_cache(self) -> Path:
