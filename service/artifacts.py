@@ -24,3 +24,10 @@ class ArtifactFolder:
     def read(self, uri: str) -> bytes:
         """The bytes of an artifact. Raises FileNotFoundError when it is gone."""
         return cast(bytes, self._files.cat_file(f"{self._root}/{uri}"))
+
+    def delete(self, uri: str) -> None:
+        """Removes an artifact. Harmless when it is gone."""
+        try:
+            self._files.rm_file(f"{self._root}/{uri}")
+        except FileNotFoundError:
+            return

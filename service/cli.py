@@ -14,7 +14,8 @@ import click
 from service.commands.fault import Fault
 from service.commands.lifeline import hold_lifeline
 
-OWN = {name: f"service.commands.{name}:{name}" for name in ("up", "api", "beat", "migrate", "submit", "watch")}
+NAMES = ("up", "api", "beat", "migrate", "submit", "watch", "token", "doctor", "prune", "backup")
+OWN = {name: f"service.commands.{name}:{name}" for name in NAMES} | {"restore": "service.commands.backup:restore"}
 
 
 class Commands(click.Group):

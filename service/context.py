@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.artifacts import ArtifactFolder
+from service.auth import Gatekeeper, Limiter
 from service.queue import Bell
 from service.settings import Settings
 from service.store import Database
@@ -19,11 +20,21 @@ class Context:
     database: Database
     bell: Bell
     artifacts: ArtifactFolder
+    gatekeeper: Gatekeeper
+    limiter: Limiter
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
         """Opens what the settings name. Nothing is connected to before it is used."""
-        return cls(settings, Database(settings.database), Bell(settings), ArtifactFolder(settings))
+        database = Database(settings.database)
+        return cls(
+            settings,
+            database,
+            Bell(settings),
+            ArtifactFolder(settings),
+            Gatekeeper(database, settings),
+            Limiter(settings),
+        )
 
     def close(self) -> None:
         self.bell.close()

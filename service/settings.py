@@ -1,11 +1,16 @@
 """Settings: defaults that run embedded in a folder, every one of them overridden by a `CLIPWATCH_` variable."""
 
+import ipaddress
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, model_validator
+from limits import parse
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_RATE = "600/minute"
 
 
 class Settings(BaseSettings):
@@ -52,11 +57,42 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(60, gt=0, description="How often `clipwatch watch` looks at the repository")
     source_days: float = Field(30, ge=1, description="Sources of Opacus that no arm asked for in so long are removed")
 
+    auth: Literal["auto", "off", "required"] = Field(
+        "auto", description="Whether a token is asked for; auto: unless `host` is a loopback address"
+    )
+    public_read: bool = Field(False, description="Let everybody look at comparisons, and only those with a token act")
+    session_hours: float = Field(12, gt=0, description="How long a login to the dashboard lasts")
+    rate_limit: str = Field(
+        "",
+        description="Requests per token or address; default 600/minute where a token is asked for",
+    )
+    rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
+
+    isolation: Literal["auto", "required", "off"] = Field(
+        "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
+    )
+    arm_memory_gib: float = Field(
+        0, ge=0, description="Memory that an arm may use, all its ranks together; 0: no limit"
+    )
+    arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
+    arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
+
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str = Field("", description="Where traces are sent, such as http://collector:4318; default nowhere")
+
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "Settings":
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("lease_seconds must be at least twice heartbeat_seconds")
         return self
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_is_one(cls, rate: str) -> str:
+        if rate:
+            parse(rate)
+        return rate
 
     @property
     def folder(self) -> Path:
@@ -86,6 +122,24 @@ class Settings(BaseSettings):
     def speaks_to_github(self) -> bool:
         """Whether there is a credential to report with."""
         return bool(self.github_app_id or self.github_token)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether requests need a token."""
+        return self.auth == "required" or (self.auth == "auto" and not self.on_loopback)
+
+    @property
+    def effective_rate_limit(self) -> str:
+        """The rate limit with the default filled in; empty for none."""
+        return self.rate_limit or (DEFAULT_RATE if self.auth_required else "")
 
     @property
     def environment(self) -> dict[str, str]:

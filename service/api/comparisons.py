@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
+from service.api.access import READS, SUBMITS
 from service.api.convert import detail, from_cursor, location, summary, to_cursor
 from service.api.documents import ComparisonDetail, ComparisonPage, ComparisonSummary
 from service.api.problems import Refused, documented, not_found, refused_field
@@ -12,7 +13,7 @@ from service.contract import Comparison, Mode, Verdict
 from service.queue import IdempotencyConflict, submit
 from service.store import ComparisonFilter, ComparisonRepository, ComparisonRow, Status, now
 
-router = APIRouter(tags=["comparisons"], responses=documented(422, 503))
+router = APIRouter(tags=["comparisons"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 
 IdempotencyKey = Annotated[
     str | None,
@@ -38,7 +39,8 @@ def cursor_position(cursor: str | None) -> int | None:
 @router.post(
     "/comparisons",
     status_code=201,
-    responses=documented(413)
+    dependencies=[SUBMITS],
+    responses=documented(400, 413)
     | {200: {"model": ComparisonSummary, "description": "The comparison that the same request made before"}},
 )
 def create(
@@ -80,7 +82,7 @@ def get(public_id: str, context: HasContext) -> ComparisonDetail:
         return detail(row)
 
 
-@router.post("/comparisons/{public_id}/cancel", responses=documented(404, 409))
+@router.post("/comparisons/{public_id}/cancel", dependencies=[SUBMITS], responses=documented(404, 409))
 def cancel(public_id: str, context: HasContext) -> ComparisonSummary:
     """Ends a queued comparison at once, a running one within seconds. 409 when it is finished otherwise."""
     with context.database.write() as session:
@@ -93,7 +95,7 @@ def cancel(public_id: str, context: HasContext) -> ComparisonSummary:
         return summary(row)
 
 
-@router.post("/comparisons/{public_id}/rerun", status_code=201, responses=documented(404))
+@router.post("/comparisons/{public_id}/rerun", status_code=201, dependencies=[SUBMITS], responses=documented(404))
 def rerun(
     public_id: str, context: HasContext, response: Response, idempotency_key: IdempotencyKey = None
 ) -> ComparisonSummary:

@@ -173,3 +173,21 @@ class Health(Answer):
 
     status: str
     checks: dict[str, str] = Field(default_factory=dict)
+
+
+class TokenAnswer(Answer):
+    """A token without its secret."""
+
+    id: str
+    name: str
+    scope: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="To the minute")
+
+
+class TokenMade(TokenAnswer):
+    """A token with its secret, which is shown this once."""
+
+    token: str

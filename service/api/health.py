@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
+from service.api.access import READS
 from service.api.documents import Health
+from service.api.problems import documented
 from service.context import HasContext
-from service.store import is_current, one_line
+from service.store import is_current, now, one_line, statistics
+from service.telemetry import metrics_text
 
 router = APIRouter(tags=["health"])
 
@@ -35,6 +39,19 @@ def readyz(context: HasContext, response: Response) -> Health:
     ready = all(outcome == "ok" for outcome in checks.values())
     response.status_code = 200 if ready else 503
     return Health(status="ok" if ready else "unready", checks=checks)
+
+
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=documented(401, 403, 422, 429, 503),
+    dependencies=[READS],
+)
+def metrics(context: HasContext) -> Response:
+    """For Prometheus: the queue, verdicts, attempts and workers, as the database has them now."""
+    with context.database.read() as session:
+        found = statistics(session, now(session))
+    return Response(metrics_text(found), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _outcome(check: Callable[[], None]) -> str:

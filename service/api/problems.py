@@ -1,6 +1,6 @@
 """Errors: every one is a `Problem`, whoever raised it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,13 +12,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.documents import FieldError, Problem
+from service.auth import TooMany
 
 
 class Refused(HTTPException):
     """A request that is refused, with the fields that are at fault."""
 
-    def __init__(self, status: int, detail: str, errors: Sequence[FieldError] = ()) -> None:
-        super().__init__(status, detail)
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
         self.errors = list(errors)
 
 
@@ -87,6 +94,10 @@ def add_problem_handlers(app: FastAPI) -> None:
     def refused(_request: Request, error: HTTPException) -> JSONResponse:
         errors = error.errors if isinstance(error, Refused) else []
         return _answer(error.status_code, str(error.detail), errors, error.headers)
+
+    @app.exception_handler(TooMany)
+    def too_many(_request: Request, error: TooMany) -> JSONResponse:
+        return _answer(429, str(error), [], {"Retry-After": str(error.seconds)})
 
     @app.exception_handler(OperationalError)
     def no_database(_request: Request, _error: OperationalError) -> JSONResponse:

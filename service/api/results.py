@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from service.api.access import READS
 from service.api.comparisons import Cursor, Limit, cursor_position
 from service.api.convert import deciding, history_item, log_chunk, to_cursor
 from service.api.documents import ArmSeries, HistoryPage, LogChunk, LogPage, Series
@@ -12,7 +13,7 @@ from service.api.problems import Refused, documented, not_found
 from service.context import Context, HasContext
 from service.store import AttemptRepository, ComparisonRepository, LogRepository, Status
 
-router = APIRouter(tags=["results"], responses=documented(422, 503))
+router = APIRouter(tags=["results"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 LOG_PAGE = 200
 
 

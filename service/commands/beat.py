@@ -1,6 +1,5 @@
 """`clipwatch beat`."""
 
-import logging
 import signal
 import threading
 
@@ -10,6 +9,7 @@ from service.github import Keeper
 from service.queue import Bell, Sweeper
 from service.settings import get_settings
 from service.store import Database
+from service.telemetry import configure_logging
 
 GRACE_SECONDS = 5
 
@@ -17,7 +17,7 @@ GRACE_SECONDS = 5
 @click.command()
 def beat() -> None:
     """Sweep what expired and waits; plan, settle and report checks."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    configure_logging(get_settings())
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

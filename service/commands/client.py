@@ -13,8 +13,9 @@ TIMEOUT = 30
 class Client:
     """Talks to one service. Raises Fault with a line for the user when it refuses or cannot be reached."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, token: str | None = None) -> None:
         self._server = server.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
         data = json.dumps(body).encode() if body is not None else b""
@@ -24,13 +25,15 @@ class Client:
         return self._send(urllib.request.Request(self._server + path))
 
     def _send(self, request: urllib.request.Request) -> dict[str, Any]:
-        request.add_header("Content-Type", "application/json")
+        for name, value in (self._headers | {"Content-Type": "application/json"}).items():
+            request.add_header(name, value)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 answer: dict[str, Any] = json.load(response)
                 return answer
         except urllib.error.HTTPError as error:
-            raise Fault(_reason(error)) from error
+            hint = ". CLIPWATCH_TOKEN is where it is looked for" if error.code == 401 else ""
+            raise Fault(_reason(error) + hint) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise Fault(f"no answer from {self._server}: {reason}. Is `clipwatch up` running there?") from error

@@ -31,6 +31,12 @@ POLL_SECONDS = 0.5
 @click.option("--name", help="A label for the comparison.")
 @click.option("--suite", "suite_name", metavar="NAME", help="Submit every comparison of a suite: built in, or a file.")
 @click.option("--server", help="Address of the service.  [default: http://127.0.0.1:8000]")
+@click.option(
+    "--token",
+    envvar="CLIPWATCH_TOKEN",
+    show_envvar=True,
+    help="Token, where one is asked for. On the command line others of this machine see it.",
+)
 @click.option("--idempotency-key", help="Repeating a submit with the same key returns the first one's comparison.")
 @click.option("--wait", is_flag=True, help="Wait for the verdict and print it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
@@ -40,6 +46,7 @@ def submit(
     name: str | None,
     suite_name: str | None,
     server: str | None,
+    token: str | None,
     idempotency_key: str | None,
     wait: bool,
     as_json: bool,
@@ -47,7 +54,7 @@ def submit(
     """Submit a comparison: a JSON document in FILE (- is standard input), or the default one, with fields set."""
     settings = get_settings()
     address = server or f"http://{settings.host}:{settings.port}"
-    client = Client(address)
+    client = Client(address, token)
     if suite_name is not None:
         if file or name or idempotency_key or wait:
             raise click.UsageError("--suite goes with --set, --server and --json alone")

@@ -1,6 +1,7 @@
 """`clipwatch up`: the whole service in one process tree."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,16 +11,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
 import click
 from pydantic import ValidationError
 
+from service.auth import Scope, hash_secret, new_token
 from service.commands.children import Children
 from service.commands.fault import Fault
 from service.settings import Settings, get_settings
-from service.store import Database, migrate
+from service.store import Database, TokenRepository, migrate, now
 
 READY_SECONDS = 60
 POLL_SECONDS = 0.2
@@ -52,6 +55,8 @@ def up(worker: bool, demo: bool, **given: object) -> None:
     with Children(names, settings.environment) as children:
         if _wait_until_ready(settings, children, stop):
             click.echo(f"\nClipwatch is ready: {address_of(settings)}   (Ctrl-C ends it)\n")
+            if settings.auth_required:
+                click.echo("It asks for tokens: `clipwatch token create NAME` makes one.\n")
             with _submitted(DEMO, settings) if demo else nullcontext():
                 while not stop.wait(POLL_SECONDS) and children.dead() is None:
                     pass
@@ -66,12 +71,26 @@ def _submitted(options: Sequence[str], settings: Settings) -> Iterator[None]:
     """`clipwatch submit --wait` beside what the context does; leaving the context ends it."""
     command = [sys.executable, "-m", "service.cli", "submit", "--wait", "--server", address_of(settings), *options]
     # A session of its own, as for the children: Ctrl-C at the terminal is for `up` to hear.
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    environment = dict(os.environ)
+    if settings.auth_required:
+        environment["CLIPWATCH_TOKEN"] = _own_token(settings)
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
     finally:
         process.terminate()
         process.wait()
+
+
+def _own_token(settings: Settings) -> str:
+    """A token that is good for as long as the demo may take."""
+    made, database = new_token(), Database(settings.database)
+    with database.write() as session:
+        moment = now(session)
+        until = moment + timedelta(hours=1)
+        TokenRepository(session).add(made.public_id, "demo", Scope.SUBMIT, hash_secret(made.secret), moment, until)
+    database.close()
+    return made.text
 
 
 def address_of(settings: Settings) -> str:

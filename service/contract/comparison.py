@@ -17,7 +17,7 @@ class Tolerances(Document):
     `loss`, `grad_norm`, `parameter_norm` and `epsilon` are absolute, the others relative to what is compared.
     """
 
-    loss: FiniteFloat | None = Field(None, ge=0, description="Default 1e-4 for fp32, 1e-3 if an arm is bf16")
+    loss: FiniteFloat | None = Field(None, ge=0, le=1e300, description="Default 1e-4 for fp32, 1e-3 if an arm is bf16")
     grad_norm: FiniteFloat | None = Field(None, ge=0, description="Default 10 × loss")
     parameter_norm: FiniteFloat | None = Field(None, ge=0, description="Default as loss")
     epsilon: FiniteFloat = Field(0.0, ge=0, description="Default 0: ε must be identical")

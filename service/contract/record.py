@@ -135,6 +135,7 @@ class ErrorKind(StrEnum):
     DEVICE = "device"
     SOURCE = "source"
     CRASH = "crash"
+    LIMIT = "limit"
     CANCELLED = "cancelled"
 
     @property

@@ -4,6 +4,7 @@ The database is the queue: a comparison is claimed by compare-and-set, held by a
 fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
+from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository
 from service.store.attempts import ArmProgress, AttemptRepository, Claim, Progress
 from service.store.check_models import CheckEntryRow, CheckRow, DeliveryRow, DeliveryState, ReportKind, ReportRow
 from service.store.checks import CheckRepository, Line, line_of
@@ -13,11 +14,25 @@ from service.store.database import Database
 from service.store.deliveries import Delivery, DeliveryRepository
 from service.store.logs import LogRepository
 from service.store.migrate import downgrade, is_current, migrate
-from service.store.models import ArmRow, AttemptRow, AttemptState, Base, ComparisonRow, GateRow, LogChunkRow, Status
+from service.store.models import (
+    ArmRow,
+    AttemptRow,
+    AttemptState,
+    Base,
+    ComparisonRow,
+    GateRow,
+    LogChunkRow,
+    Status,
+    TokenRow,
+    WebSessionRow,
+)
+from service.store.pruning import PruneRepository
 from service.store.reports import Report, ReportRepository
 from service.store.results import ArmResult, Artifact, AttemptResult, one_line
+from service.store.statistics import Statistics, statistics
 
 __all__ = [
+    "NOTED_EVERY",
     "ArmProgress",
     "ArmResult",
     "ArmRow",
@@ -44,15 +59,22 @@ __all__ = [
     "LogChunkRow",
     "LogRepository",
     "Progress",
+    "PruneRepository",
     "Report",
     "ReportKind",
     "ReportRepository",
     "ReportRow",
+    "Statistics",
     "Status",
+    "TokenRepository",
+    "TokenRow",
+    "WebSessionRepository",
+    "WebSessionRow",
     "downgrade",
     "is_current",
     "line_of",
     "migrate",
     "now",
     "one_line",
+    "statistics",
 ]

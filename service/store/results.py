@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.contract import ArmError, ArmRecord, Finding, Gate, StepRecord, Verdict
+from service.redact import redact
 from service.store.models import ArmRow, ArtifactRow, AttemptRow, FindingRow, GateRow
 
 # Numbers of a step only: sketches stay in the record's file, and per-sample norms have a column of their own.
@@ -48,8 +49,8 @@ class AttemptResult:
 
 
 def one_line(error: object, limit: int = 500) -> str:
-    """The text of an error on one line of at most `limit` characters."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    """The text of an error on one line of at most `limit` characters, without passwords."""
+    words = redact(" ".join(str(error).split())) or type(error).__name__
     return words if len(words) <= limit else f"{words[: limit - 1]}…"
 
 

@@ -1,23 +1,15 @@
 """What the buttons do. Each does what the API does, then leads to a page."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import RedirectResponse
 
 from service.api import comparisons as api
 from service.api.problems import Refused
 from service.context import HasContext
 from service.contract import Comparison
+from service.web.visitor import submitter
 
-
-def from_our_pages(sec_fetch_site: Annotated[str | None, Header()] = None) -> None:
-    """Refuses a form that a page of another site sent in the name of whoever looks at it."""
-    if sec_fetch_site not in (None, "same-origin", "none"):
-        raise Refused(403, "this button belongs to the pages of Clipwatch itself")
-
-
-router = APIRouter(dependencies=[Depends(from_our_pages)])
+router = APIRouter(dependencies=[Depends(submitter)])
 
 
 @router.post("/comparisons")

@@ -15,6 +15,7 @@ from service.context import HasContext
 from service.contract import Gate
 from service.store import ComparisonRepository, ComparisonRow, LogRepository, now
 from service.web.render import page
+from service.web.visitor import Reader
 from service.web.words import SUBJECTS, arm_words
 
 router = APIRouter()
@@ -25,7 +26,7 @@ ROLES = ("reference", "candidate")
 
 
 @router.get("/comparisons/{public_id}", response_class=HTMLResponse)
-def comparison(public_id: str, context: HasContext) -> HTMLResponse:
+def comparison(public_id: str, context: HasContext, visitor: Reader) -> HTMLResponse:
     """The page of one comparison."""
     with context.database.read() as session:
         comparisons = ComparisonRepository(session)
@@ -38,6 +39,7 @@ def comparison(public_id: str, context: HasContext) -> HTMLResponse:
     arms = _arms(shown)
     return page(
         "comparison.html",
+        visitor=visitor,
         c=shown,
         state=shown.verdict or shown.status,
         arms=arms,

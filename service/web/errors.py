@@ -11,9 +11,11 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from service.api.convert import PREFIX
+from service.auth import TooMany
 from service.web.render import page
 
-KINDS = (HTTPException, RequestValidationError, OperationalError, Exception)
+KINDS = (HTTPException, RequestValidationError, TooMany, OperationalError, Exception)
+KEPT = ("location", "retry-after", "allow")
 
 
 def add_error_pages(app: FastAPI) -> None:
@@ -28,6 +30,7 @@ def _page_or(problem_of: Any) -> Callable[[Request, Exception], Response]:
         if request.url.path.startswith(PREFIX) or "text/html" not in request.headers.get("accept", ""):
             return response
         problem = json.loads(bytes(response.body))
-        return page("error.html", status_code=response.status_code, problem=problem)
+        kept = {name: response.headers[name] for name in KEPT if name in response.headers}
+        return page("error.html", status_code=response.status_code, headers=kept, problem=problem)
 
     return answer

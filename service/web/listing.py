@@ -13,6 +13,7 @@ from service.context import HasContext
 from service.contract import Mode, Verdict
 from service.store import ComparisonFilter, ComparisonRepository, Status, now
 from service.web.render import page
+from service.web.visitor import Reader
 
 router = APIRouter()
 PAGE = 25
@@ -24,6 +25,7 @@ Empty = BeforeValidator(lambda value: value or None)
 @router.get("/", response_class=HTMLResponse)
 def comparisons(
     context: HasContext,
+    visitor: Reader,
     status: Annotated[Status | None, Empty] = None,
     verdict: Annotated[Verdict | None, Empty] = None,
     mode: Annotated[Mode | None, Empty] = None,
@@ -40,6 +42,7 @@ def comparisons(
         following = to_cursor(rows[PAGE - 1].id) if len(rows) > PAGE else None
         return page(
             "list.html",
+            visitor=visitor,
             rows=rows[:PAGE],
             chosen=chosen,
             first="/" + (f"?{urlencode(chosen)}" if chosen else "") if cursor else None,

@@ -1,18 +1,18 @@
 """From a template to an answer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import HTMLResponse
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from service.web import words
+from service.web.visitor import Visitor, set_cookie
 
 # Nothing but our own files, and no inline script or style: a name or a log line can be shown, never run.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
@@ -42,7 +42,17 @@ templates.globals |= {
 }
 
 
-def page(template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
-    """The template as a page that may load nothing from elsewhere."""
-    html = templates.get_template(template).render(**values)
-    return HTMLResponse(html, status_code=status_code, headers=HEADERS)
+def page(
+    template: str,
+    *,
+    visitor: Visitor | None = None,
+    status_code: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **values: Any,
+) -> HTMLResponse:
+    """The template as a page that may load nothing from elsewhere. Its forms need to know the `visitor`."""
+    html = templates.get_template(template).render(visitor=visitor, **values)
+    response = HTMLResponse(html, status_code=status_code, headers=HEADERS | dict(headers or {}))
+    if visitor is not None and visitor.new:
+        set_cookie(response, visitor.secret, visitor.secure)
+    return response

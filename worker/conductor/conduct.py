@@ -12,6 +12,7 @@ from service.artifacts import ArtifactFolder
 from service.contract import Verdict
 from service.settings import Settings
 from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
+from service.telemetry import bound, span
 from worker.conductor.lease import Lease, Reason
 from worker.conductor.prepare import make_checkout
 from worker.conductor.run import Outcome, Stopped, run_comparison
@@ -45,7 +46,7 @@ class Conductor:
             log.info("%s: nothing to do", public_id)
             return None
         log.info("%s: attempt %d", public_id, claim.number)
-        with Lease(self._database, claim, self._settings) as lease:
+        with bound(attempt=claim.number), Lease(self._database, claim, self._settings) as lease:
             self._add(lease)
             try:
                 verdict = self._hold(claim, lease)
@@ -84,7 +85,8 @@ class Conductor:
                     stop=lease.stop,
                     checkout=self._checkout,
                 )
-                result = self._result(claim, outcome)
+                with span("store artifacts"):
+                    result = self._result(claim, outcome)
         except Stopped:
             if lease.reason is Reason.SHUTDOWN:
                 lease.finish(lambda session, attempts: attempts.release(claim.token, now(session)))
@@ -100,7 +102,8 @@ class Conductor:
             return lease.finish(lambda session, attempts: attempts.record(claim.token, result, now(session)))
 
         try:
-            return result.verdict if write(result) else None
+            with span("record"):
+                return result.verdict if write(result) else None
         except Exception as error:
             log.exception("%s: the result cannot be stored", claim.public_id)
             failure = AttemptResult(Verdict.ERROR, one_line(f"the result cannot be stored: {error}"))

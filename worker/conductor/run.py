@@ -6,6 +6,7 @@ from pathlib import Path
 
 from service.contract import Arm, ArmError, ArmSpec, Comparison, Dtype, Judgement, Mode, Verdict
 from service.settings import get_settings
+from service.telemetry import span
 from worker.checkout import Checkout
 from worker.conductor.arm import ArmOutcome, Observer, Stopped, run_arm
 from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
@@ -59,15 +60,17 @@ def run_comparison(
     arms: dict[str, ArmOutcome] = {}
     for role, spec in specs.items():
         observer.phase(role)
-        outcome = run_arm(
-            role, spec, folder / role, launcher=launcher, observer=observer, stop=stop, source=sources.get(role)
-        )
+        with span("arm", role=role, mode=spec.arm.mode):
+            outcome = run_arm(
+                role, spec, folder / role, launcher=launcher, observer=observer, stop=stop, source=sources.get(role)
+            )
         arms[role] = outcome
         if outcome.error is not None:
             return _failed(arms, outcome.error, role, spec.arm)
     observer.phase("judging")
     records = {role: outcome.record for role, outcome in arms.items()}
-    judgement = judge(shown, **records)
+    with span("judge"):
+        judgement = judge(shown, **records)
     drawn = draw(shown, records["reference"], records["candidate"], folder / "plots") if plots else []
     return Outcome(judgement.verdict, judgement, arms, None, drawn)
 

@@ -4,6 +4,6 @@ A launcher sees an `ArmSpec` and a folder, never a store. What it starts gets a 
 """
 
 from worker.launch.local import LocalLauncher
-from worker.launch.protocol import Launcher, LaunchError, RunningArm
+from worker.launch.protocol import Isolation, Launcher, LaunchError, Limits, RunningArm
 
-__all__ = ["LaunchError", "Launcher", "LocalLauncher", "RunningArm"]
+__all__ = ["Isolation", "LaunchError", "Launcher", "Limits", "LocalLauncher", "RunningArm"]

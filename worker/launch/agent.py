@@ -1,12 +1,138 @@
-"""torchrun as a program that ends with its starter: a worker that is killed leaves no arm behind on its GPUs."""
+"""torchrun as a program that is watched: confined before it starts, held to its limits, and ended with all it started.
 
+`python -m worker.launch.agent PLAN ARGUMENTS…` runs two processes. The one that is started watches: it is outside of
+the confinement, every orphan of the arm becomes its child, and it ends when its starter does, so that a worker that is
+killed leaves no arm behind on its GPUs. The other is confined and becomes torchrun.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
 import sys
+import time
+from pathlib import Path
 
+import psutil
+
+from service.contract import ArmError, ErrorKind
+from worker.launch.confine import Plan, confine, size_of
+from worker.launch.protocol import Isolation
 from worker.lifetime import die_with_parent
 
-if __name__ == "__main__":
-    die_with_parent()
-    # Late: importing torch takes seconds, in which the starter may already be gone.
-    from torch.distributed.run import main
+PR_SET_CHILD_SUBREAPER = 36
+POLL_SECONDS, CHECK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 10.0
+# Beside those of the ranks, for the conductor to find.
+ERROR = "error-rank-watch.json"
 
+
+def main() -> int:
+    die_with_parent()
+    plan = Plan(**json.loads(sys.argv.pop(1)))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    child = os.fork()
+    if child == 0:
+        return _run(plan)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: _signal(child, number))
+    status = _watch(child, plan)
+    left = _end_all()
+    if left:
+        print(f"clipwatch: ended {left} processes that outlived their arm", flush=True)  # noqa: T201
+    return status
+
+
+def _run(plan: Plan) -> int:
+    die_with_parent()
+    done, missing = confine(plan)
+    print(f"clipwatch: confined: {', '.join(done)}; not confined: {', '.join(missing) or '–'}", flush=True)  # noqa: T201
+    if missing and plan.isolation == Isolation.REQUIRED:
+        _write(ErrorKind.DEVICE, f"this worker cannot isolate arms as it must: it lacks {', '.join(missing)}")
+        return 1
+    die_with_parent()  # a user namespace of one's own makes Linux forget it
+    # Late: importing torch takes seconds, in which the starter may already be gone.
+    from torch.distributed.run import main as torchrun  # noqa: PLC0415
+
+    torchrun()
+    return 0
+
+
+def _watch(child: int, plan: Plan) -> int:
+    """Waits for the end of torchrun; its exit status. An arm that exceeds a limit is ended before."""
+    checked = time.monotonic()
+    while True:
+        status = _reaped(child)
+        if status is not None:
+            return status if status >= 0 else 128 - status
+        if time.monotonic() - checked > CHECK_SECONDS:
+            excess = _excess(plan)
+            if excess:
+                _write(ErrorKind.LIMIT, excess)
+                print(f"clipwatch: {excess}", flush=True)  # noqa: T201
+                return 1
+            checked = time.monotonic()
+        time.sleep(POLL_SECONDS)
+
+
+def _excess(plan: Plan) -> str | None:
+    """What the arm uses more of than it may, in words."""
+    limits, family = plan.limits, psutil.Process().children(recursive=True)
+    if len(family) > limits["processes"]:
+        return f"the arm ran {len(family)} processes, more than the limit of {limits['processes']}"
+    disk = size_of(Path.cwd())
+    if disk > limits["disk"]:
+        return f"the arm wrote {_mib(disk)}, more than the limit of {_mib(limits['disk'])}"
+    if limits["memory"]:
+        memory = sum(map(_memory, family))
+        if memory > limits["memory"]:
+            return f"the arm used {_mib(memory)} of memory, more than the limit of {_mib(limits['memory'])}"
+    return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _end_all() -> int:
+    """Ends every process of the arm, those too that hid from their parents; how many there were."""
+    ended, deadline = set(), time.monotonic() + GRACE_SECONDS
+    while (family := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+        for process in family:
+            ended.add(process.pid)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _reaped(0)
+        time.sleep(POLL_SECONDS / 10)
+    return len(ended)
+
+
+def _reaped(wanted: int) -> int | None:
+    """Takes leave of all children that have ended; the exit status of `wanted` if it is one of them."""
+    status = None
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            if found[0] == wanted:
+                status = os.waitstatus_to_exitcode(found[1])
+    return status
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _write(kind: ErrorKind, message: str) -> None:
+    Path(ERROR).write_text(ArmError(kind=kind, message=message).model_dump_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
     sys.exit(main())

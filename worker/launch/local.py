@@ -1,16 +1,20 @@
 """Runs an arm with torchrun on this host."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
 import worker
 from service.contract import Arm, ArmSpec, Device, Kernels
-from worker.launch.protocol import LOG, SPEC, LaunchError, RunningArm
+from worker.launch.confine import Plan, plan, private_folders
+from worker.launch.protocol import LOG, SPEC, Isolation, LaunchError, Limits, RunningArm
 
 # The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
 KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_HOME"}
@@ -39,13 +43,18 @@ class LocalLauncher:
         self,
         environment: Mapping[str, str] = os.environ,
         program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
+        isolation: Isolation = Isolation.AUTO,
+        limits: Limits = Limits(),  # noqa: B008, frozen
     ):
         """
         Args:
             environment: what arms are started from, scrubbed.
             program: what every rank runs; it is given `--spec FILE --out FOLDER`.
+            isolation: whether arms are kept from what is not theirs.
+            limits: what an arm may use.
         """
         self._environment, self._program = environment, program
+        self._isolation, self._limits = isolation, limits
 
     def resolve(self, arm: Arm) -> Arm:
         gpus = 0 if arm.device is Device.CPU else _visible_gpus()
@@ -67,7 +76,19 @@ class LocalLauncher:
         (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         ranks = spec.arm.world_size
         assert ranks is not None, "the arm must be resolved"
-        command = [sys.executable, "-m", "worker.launch.agent", "--nnodes=1", f"--nproc-per-node={ranks}"]
+        scrubbed = self._scrubbed(spec.arm, source)
+        # Measuring coverage writes to another folder than the arm's.
+        environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
+        planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
+        environment |= self._own(environment, folder.resolve(), source)
+        command = [
+            sys.executable,
+            "-m",
+            "worker.launch.agent",
+            json.dumps(asdict(planned)),
+            "--nnodes=1",
+            f"--nproc-per-node={ranks}",
+        ]
         command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
         command += ["--max-restarts=0", "--no-python", *self._program]
         command += ["--spec", str(folder / SPEC), "--out", str(folder)]
@@ -76,13 +97,41 @@ class LocalLauncher:
                 subprocess.Popen(
                     command,
                     cwd=folder,
-                    env=self._scrubbed(spec.arm, source),
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
             )
+
+    def _plan(self, environment: Mapping[str, str], folder: Path, source: Path | None, gpu: bool) -> Plan:
+        path = [Path(entry).resolve() for entry in environment["PYTHONPATH"].split(os.pathsep)]
+        programs = [Path(part).resolve().parent for part in self._program[1:] if Path(part).is_file()]
+        return plan(
+            self._isolation,
+            self._limits,
+            path,
+            [*programs, *([source] if source else [])],
+            [folder, *([] if source else [self._triton_cache()])],
+            gpu,
+        )
+
+    def _own(self, environment: Mapping[str, str], folder: Path, source: Path | None) -> dict[str, str]:
+        """Where an arm keeps what is its own. Arms of the installed Opacus share the cache of compiled kernels.
+
+        Whoever can write to a cache decides what all who read it run: an Opacus from elsewhere has one for each arm.
+        """
+        own = private_folders(folder)
+        if not source:
+            # Where it cannot be made, Triton says so to those arms that need it.
+            with suppress(OSError):
+                self._triton_cache().mkdir(parents=True, exist_ok=True)
+        return own | {"TRITON_CACHE_DIR": str(folder / "triton" if source else self._triton_cache())}
+
+    def _triton_cache(self) -> Path:
+        home = self._environment.get("HOME") or os.path.expanduser("~")
+        return Path(self._environment.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache")).resolve()
 
     def _interprets(self) -> bool:
         return self._environment.get("TRITON_INTERPRET") == "1"

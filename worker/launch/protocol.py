@@ -1,5 +1,7 @@
 """What the conductor asks of a launcher."""
 
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -7,6 +9,27 @@ from service.contract import Arm, ArmSpec
 
 SPEC = "spec.json"
 LOG = "log.txt"
+
+
+class Isolation(StrEnum):
+    """Whether an arm is kept from files, network and processes that are not its own.
+
+    `auto`: as far as the system can, and the log says what it cannot. `required`: an arm that cannot be, is an error.
+    """
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an arm may use, all its processes together. `memory` in bytes, 0 for no limit; `disk` in bytes."""
+
+    memory: int = 0
+    disk: int = 20 * 2**30
+    processes: int = 256
+    threads: int = 64  # of each process, where Linux counts them all
 
 
 class LaunchError(Exception):

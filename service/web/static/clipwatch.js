@@ -5,8 +5,14 @@ const SECOND = 1000;
 
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * SECOND));
 
+// A session that is over: the page itself leads to the login.
+function leaveIfLoggedOut(response) {
+  if (response.status === 401 || new URL(response.url).pathname === "/login") location.reload();
+}
+
 async function json(url) {
   const response = await fetch(url, { headers: { Accept: "application/json" } });
+  leaveIfLoggedOut(response);
   if (!response.ok) throw new Error(`${url}: ${response.status}`);
   return response.json();
 }
@@ -19,6 +25,7 @@ function showEndOfLog() {
 // The server renders; this only swaps in the part of its newest answer with the same id.
 async function refresh(id) {
   const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+  leaveIfLoggedOut(response);
   if (!response.ok) throw new Error(`${location.href}: ${response.status}`);
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
   document.getElementById(id).replaceWith(fresh.getElementById(id));

@@ -60,6 +60,7 @@ def test_an_empty_object_is_the_default_comparison(client) -> None:
         ('{"workload": {"seed": 1e400}}', "workload.seed"),
         ('{"workload": {"model": {"hidden_size": 7}}}', "workload.model"),
         ('{"tolerances": {"loss": NaN}}', "tolerances.loss"),
+        ('{"tolerances": {"loss": 1.7e308}}', "tolerances.loss"),
         ('{"candidate": {"mode": "magic"}}', "candidate.mode"),
         ('{"candidate": {"mode": "oracle", "world_size": 2}}', "candidate"),
         ('{"reference": {"mode": "none"}}', "body"),

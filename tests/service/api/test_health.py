@@ -53,7 +53,8 @@ def test_every_route_documents_its_errors(client) -> None:
         for method, operation in methods.items():
             documented = set(operation["responses"])
             assert {"422", "503"} <= documented, (method, path)
-            assert ("404" in documented) == ("{public_id}" in path), (method, path)
+            assert {"401", "403", "429"} <= documented, (method, path)
+            assert ("404" in documented) == ("{" in path), (method, path)
             for status in documented - {"200", "201"}:
                 problem = operation["responses"][status]["content"]["application/json"]["schema"]
                 assert problem == {"$ref": "#/components/schemas/Problem"}, (method, path, status)

@@ -5,9 +5,11 @@ import threading
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 
 from service.store import Base, Database, downgrade, is_current, migrate
+from service.store.migrate import _config
 from service.store.models import FindingRow, GateRow
 
 
@@ -61,6 +63,30 @@ def test_two_at_once_migrate_once(empty) -> None:
         thread.join()
     assert failures == []
     assert is_current(empty)
+
+
+def test_every_migration_leaves_the_version_before_working(empty) -> None:
+    """It only adds, and a row that is written without knowing of what it added is still a row."""
+    script = ScriptDirectory.from_config(_config())
+    revisions = [one.revision for one in reversed(list(script.walk_revisions()))]
+    assert len(revisions) >= 3
+    before: dict[str, dict[str, dict]] = {}
+    for revision in revisions:
+        migrate(empty, revision)
+        inspector = inspect(empty.engine)
+        after = {
+            table: {column["name"]: column for column in inspector.get_columns(table)}
+            for table in inspector.get_table_names()
+        }
+        for table, columns in before.items():
+            assert set(columns) <= set(after[table]), (revision, table)
+            for name, column in after[table].items():
+                if name in columns:
+                    assert str(column["type"]) == str(columns[name]["type"]), (revision, table, name)
+                    assert column["nullable"] or not columns[name]["nullable"], (revision, table, name)
+                else:
+                    assert column["nullable"] or column["default"] is not None, (revision, table, name)
+        before = after
 
 
 def test_results_of_the_first_schema_become_results_about_the_comparison(empty) -> None:

@@ -3,6 +3,7 @@
 What a worker would do is done through the store's own doors: claim, heartbeat, log, record.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from httpx import Response
 
 from service.app import create_app
 from service.artifacts import ArtifactFolder
@@ -63,6 +65,12 @@ def submit(client: TestClient, comparison: Comparison | None = None) -> str:
     """Submits through the API; the id."""
     body = (comparison or Comparison()).model_dump(mode="json")
     return client.post("/api/v1/comparisons", json=body).json()["id"]
+
+
+def press(client: TestClient, action: str, **options: Any) -> Response:
+    """Sends a form as a browser does that has just loaded a page with it."""
+    csrf = re.search(r'name="csrf" value="(\w+)"', client.get("/").text)
+    return client.post(action, data={"csrf": csrf.group(1) if csrf else ""}, **options)
 
 
 def start_of(world_size: int = 1, num_steps: int = 32) -> ArmStart:

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.contract import Arm, Comparison, Mode, Subject, Verdict, Workload
-from tests.service.web.conftest import PNG, Conductor, gate, submit
+from tests.service.web.conftest import PNG, Conductor, gate, press, submit
 
 NASTY = "<script>alert('1')</script> & \"co\""
 GATES = [
@@ -39,7 +39,7 @@ def get(client: TestClient, url: str, status: int = 200) -> str:
 
 def test_an_empty_list_says_what_to_do(client: TestClient) -> None:
     html = get(client, "/")
-    assert "Nothing was submitted yet" in text_of(html)
+    assert "Nothing was submitted yet. Submit the default comparison above, or POST" in text_of(html)
     assert 'action="/comparisons"' in html
 
 
@@ -191,7 +191,7 @@ def test_progress_log_and_cancel_while_it_runs(client: TestClient, conductor: Co
     assert "reference 5 of 32 steps candidate 2 of 32 steps" in text
     assert '<progress id="progress-reference" value="5" max="32">' in html
     assert "attempt 1: reference hello attempt 1: candidate other" in text
-    response = client.post(f"/comparisons/{public_id}/cancel", follow_redirects=False)
+    response = press(client, f"/comparisons/{public_id}/cancel", follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (303, f"/comparisons/{public_id}")
     assert conductor.beat(claim, "reference", 6) is True
     assert "<button disabled>Cancelling" in get(client, f"/comparisons/{public_id}")
@@ -215,20 +215,20 @@ def test_a_long_log_shows_its_end(client: TestClient, conductor: Conductor) -> N
 
 
 def test_buttons_submit_and_run_again(client: TestClient, conductor: Conductor) -> None:
-    first = client.post("/comparisons")
+    first = press(client, "/comparisons")
     assert first.status_code == 200
     assert title_of(first.text).startswith("… queued: flash vs flash_fsdp")
     public_id = re.search(r"cmp_\w+", str(first.url)).group()
-    again = client.post(f"/comparisons/{public_id}/rerun")
+    again = press(client, f"/comparisons/{public_id}/rerun")
     assert str(again.url) != str(first.url)
     assert f'rerun of <a href="/comparisons/{public_id}">' in again.text
     conductor.finish(conductor.claim(public_id), Verdict.PASSED)
-    assert "✓ passed" in client.post(f"/comparisons/{public_id}/cancel").text
+    assert "✓ passed" in press(client, f"/comparisons/{public_id}/cancel").text
 
 
 def test_other_sites_cannot_press_our_buttons(client: TestClient) -> None:
     for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
-        assert client.post("/comparisons", headers={"sec-fetch-site": site}).status_code == status
+        assert press(client, "/comparisons", headers={"sec-fetch-site": site}).status_code == status
     assert len(client.get("/api/v1/comparisons").json()["items"]) == 2
 
 
@@ -253,5 +253,5 @@ def test_the_api_answers_browsers_in_json_too(client: TestClient) -> None:
 
 
 def test_the_api_description_knows_no_pages(client: TestClient) -> None:
-    known = ("/api/", "/healthz", "/readyz", "/webhooks/", "/badge/")
+    known = ("/api/", "/healthz", "/readyz", "/metrics", "/webhooks/", "/badge/")
     assert all(path.startswith(known) for path in client.get("/openapi.json").json()["paths"])

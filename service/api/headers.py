@@ -1,0 +1,71 @@
+"""Middleware around everything: headers that tell browsers what not to do, and who is let in without a token."""
+
+import ipaddress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# An answer that says otherwise keeps what it says.
+DEFAULTS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+YEAR = 31_536_000
+
+
+class SecurityHeaders:
+    """Adds the headers of `DEFAULTS` to every answer, and over TLS that there is to be nothing but TLS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in DEFAULTS.items():
+                    headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers.setdefault("Strict-Transport-Security", f"max-age={YEAR}")
+            await send(message)
+
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class LocalOnly:
+    """Keeps the rest of the world out of a service that asks for no token because only this machine can reach it.
+
+    Two ways lead there all the same: a proxy in front of it, and a page whose name its owner points to 127.0.0.1
+    (DNS rebinding). Both show: in headers that proxies add, and in a `Host` that is a name of the Internet.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_local(Headers(scope=scope), Request(scope).url.hostname or ""):
+            await self._app(scope, receive, send)
+            return
+        answer = PlainTextResponse(
+            "Clipwatch asks for no token here and so answers this machine alone, neither proxies nor other names. "
+            "CLIPWATCH_AUTH=required asks for tokens, CLIPWATCH_AUTH=off lets everybody in.\n",
+            status_code=421,
+        )
+        await answer(scope, receive, send)
+
+
+def _is_local(headers: Headers, host: str) -> bool:
+    if "forwarded" in headers or "x-forwarded-for" in headers:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name without a dot is none of the Internet's.
+        return "." not in host or host.endswith(".localhost")

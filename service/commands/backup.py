@@ -1,0 +1,84 @@
+"""`clipwatch backup` and `clipwatch restore`, for the embedded database; PostgreSQL has tools of its own."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import click
+from sqlalchemy import make_url
+
+from service.commands.fault import Fault
+from service.settings import Settings, get_settings
+
+DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def backup(folder: Path) -> None:
+    """Copy database and artifacts into FOLDER, which must be new. The service may run meanwhile."""
+    settings = get_settings()
+    source, artifacts = _places(settings)
+    if not source.exists():
+        raise Fault(f"there is no database {source}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise click.UsageError(f"{folder} is not empty")
+    # A half-made backup must not look like one.
+    making = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True, mode=0o700)
+    # The database first: what it names was there before it was copied.
+    _copy(source, making / DATABASE)
+    if artifacts.is_dir():
+        shutil.copytree(artifacts, making / ARTIFACTS)
+    if folder.exists():
+        folder.rmdir()
+    making.rename(folder)
+    click.echo(f"backed up to {folder}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def restore(folder: Path) -> None:
+    """Bring back what `backup` put into FOLDER. There must be no database yet; the service must not run."""
+    settings = get_settings()
+    target, artifacts = _places(settings)
+    if not (folder / DATABASE).is_file():
+        raise Fault(f"{folder} holds no {DATABASE}: it is no backup of `clipwatch backup`")
+    if target.exists():
+        raise Fault(f"there is a database {target} already: move it away first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (folder / ARTIFACTS).is_dir():
+        shutil.copytree(folder / ARTIFACTS, artifacts, dirs_exist_ok=True)
+    making = target.with_name(f"{target.name}.making")
+    making.unlink(missing_ok=True)
+    _copy(folder / DATABASE, making)
+    making.rename(target)
+    click.echo(f"restored {target}; `clipwatch migrate` brings an older one up to date")
+
+
+def _places(settings: Settings) -> tuple[Path, Path]:
+    url = make_url(settings.database)
+    if url.get_backend_name() != "sqlite":
+        raise Fault("this is for the embedded database: back PostgreSQL up with pg_dump (docs/operations.md)")
+    if "://" in settings.artifacts:
+        raise Fault("artifacts are not in a folder: back them up where they are, and the database by itself")
+    assert url.database is not None
+    return Path(url.database), Path(settings.artifacts)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a database as of one instant, whoever writes to it, and checks the copy.
+
+    Raises:
+        Fault: the copy is damaged.
+    """
+    try:
+        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+            reading.backup(writing)
+            (verdict,) = writing.execute("PRAGMA integrity_check").fetchone()
+    except sqlite3.Error as error:
+        raise Fault(f"{source} cannot be copied: {error}") from error
+    if verdict != "ok":
+        raise Fault(f"{source} is damaged: {verdict}")

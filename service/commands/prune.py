@@ -1,0 +1,67 @@
+"""`clipwatch prune`."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import click
+
+from service.artifacts import ArtifactFolder
+from service.settings import get_settings
+from service.store import Database, PruneRepository, now
+
+BATCH = 200
+
+
+@click.command()
+@click.option("--older-than", type=click.FloatRange(min=0), required=True, metavar="DAYS", help="Since it finished.")
+@click.option(
+    "--what",
+    type=click.Choice(["comparisons", "artifacts", "logs"]),
+    default="comparisons",
+    show_default=True,
+    help="comparisons: with all that belongs to them; the others leave verdicts, gates and series.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
+def prune(older_than: float, what: str, dry_run: bool) -> None:
+    """Forget what finished long ago. What is queued or running stays, whatever its age."""
+    settings = get_settings()
+    database, artifacts = Database(settings.database), ArtifactFolder(settings)
+    with database.read() as session:
+        before = now(session) - timedelta(days=older_than)
+        old = PruneRepository(session, before).count()
+    comparisons = old.comparisons if what == "comparisons" else 0
+    files = old.artifacts if what != "logs" else 0
+    chunks = old.log_chunks if what != "artifacts" else 0
+    words = f"{comparisons} comparisons, {files} artifacts and {chunks} pieces of log from before {before:%F %T} UTC"
+    if dry_run:
+        click.echo(f"would forget {words}")
+        return
+    if what != "logs":
+        _artifacts(database, artifacts, before)
+    if what != "artifacts":
+        _in_batches(database, before, lambda old: old.forget_logs(BATCH))
+    if what == "comparisons":
+        _in_batches(database, before, lambda old: old.forget_comparisons(BATCH))
+    database.close()
+    click.echo(f"forgot {words}")
+
+
+def _artifacts(database: Database, artifacts: ArtifactFolder, before: datetime) -> None:
+    """Files go first: one without a row would never be found again, a row without a file is pruned the next time."""
+    while True:
+        with database.read() as session:
+            found = PruneRepository(session, before).artifacts(BATCH)
+        if not found:
+            return
+        for _, uri in found:
+            artifacts.delete(uri)
+        with database.write() as session:
+            PruneRepository(session, before).forget_artifacts([row_id for row_id, _ in found])
+
+
+def _in_batches(database: Database, before: datetime, forget: Callable[[PruneRepository], int]) -> None:
+    """Short transactions: workers renew their leases in between."""
+    forgotten = BATCH
+    while forgotten == BATCH:
+        with database.write() as session:
+            forgotten = forget(PruneRepository(session, before))

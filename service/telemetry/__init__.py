@@ -1,0 +1,7 @@
+"""How the service is seen from outside: logs with the ids of what they are about, metrics, and traces by a setting."""
+
+from service.telemetry.logs import bound, configure_logging
+from service.telemetry.metrics import metrics_text
+from service.telemetry.traces import Traced, span, start_tracing
+
+__all__ = ["Traced", "bound", "configure_logging", "metrics_text", "span", "start_tracing"]

@@ -1,0 +1,59 @@
+"""`/login` and `/logout`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from service.api.access import COOKIE, address_of, by_token
+from service.auth import new_secret
+from service.context import HasContext
+from service.web.render import page
+from service.web.visitor import Genuine, HasVisitor, Visitor, set_cookie
+
+router = APIRouter()
+
+
+@router.get("/login", response_class=HTMLResponse)
+def login_page(visitor: HasVisitor, next: str = "/") -> Response:
+    """The page that asks for a token."""
+    return RedirectResponse(_local(next), 303) if visitor.open else _ask(visitor, next)
+
+
+@router.post("/login", response_class=HTMLResponse)
+def login(
+    request: Request,
+    context: HasContext,
+    visitor: Genuine,
+    token: Annotated[str, Form()] = "",
+    next: Annotated[str, Form()] = "/",
+) -> Response:
+    """Begins a session for whoever has a token."""
+    caller = by_token(context, address_of(request), token.strip())
+    if caller is None:
+        return _ask(visitor, next, wrong=True)
+    # A new secret: the one before may have been planted by somebody who would then be logged in with us.
+    secret = new_secret()
+    context.gatekeeper.log_in(caller, secret)
+    response = RedirectResponse(_local(next), 303)
+    set_cookie(response, secret, visitor.secure)
+    return response
+
+
+@router.post("/logout")
+def logout(context: HasContext, visitor: Genuine) -> RedirectResponse:
+    """Ends the session."""
+    context.gatekeeper.log_out(visitor.secret)
+    response = RedirectResponse("/", 303)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+def _ask(visitor: Visitor, next: str, *, wrong: bool = False) -> HTMLResponse:
+    return page("login.html", visitor=visitor, status_code=401 if wrong else 200, next=_local(next), wrong=wrong)
+
+
+def _local(path: str) -> str:
+    """The path if it is one of this site, else that of the first page: no link leads from here to elsewhere."""
+    ours = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if ours else "/"

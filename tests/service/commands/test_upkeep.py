@@ -1,0 +1,147 @@
+"""`doctor`, `prune`, `backup` and `restore`."""
+
+import pytest
+from click.testing import CliRunner
+
+from service.artifacts import ArtifactFolder
+from service.cli import cli
+from service.queue import Bell, submit
+from service.settings import Settings, get_settings
+from service.store import ComparisonFilter, ComparisonRepository, Database, LogRepository, PruneRepository, now
+from tests.service.documents import tiny
+
+
+def run(*arguments: str, **environment: str):
+    """A command in this process: starting one for each would take most of the time."""
+    get_settings.cache_clear()
+    try:
+        done = CliRunner().invoke(cli, arguments, env=environment)
+    finally:
+        get_settings.cache_clear()
+    return done
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path) -> None:
+    here = {"CLIPWATCH_DATA_DIR": str(tmp_path), "CLIPWATCH_OPACUS_REMOTE": str(tmp_path / "nowhere")}
+    here |= {"CLIPWATCH_BROKER_URL": "redis://:hunter2@127.0.0.1:1/0", "CLIPWATCH_HOST": "0.0.0.0"}
+    found = run("doctor", **here)
+    lines = found.stdout.splitlines()
+    assert found.exit_code == 3, found.stderr
+    wrong = [line.split(":")[0] for line in lines if line.startswith("problem")]
+    assert wrong == ["problem migrations", "problem broker", "problem remote", "problem access"]
+    assert "→ run `clipwatch migrate`" in found.stdout
+    assert "hunter2" not in found.stdout + found.stderr
+    assert any(line.startswith("ok") and "torch" in line for line in lines)
+    assert any("isolation" in line for line in lines)
+
+
+def test_doctor_is_content_with_what_works(tmp_path, repository) -> None:
+    here = {"CLIPWATCH_DATA_DIR": str(tmp_path), "CLIPWATCH_OPACUS_REMOTE": str(repository.folder)}
+    assert run("migrate", **here).exit_code == 0
+    found = run("doctor", **here)
+    assert found.exit_code == 0, found.stdout
+    assert "problem" not in found.stdout
+
+
+@pytest.fixture
+def repository(tmp_path):
+    from tests.worker.checkout.repository import Repository
+
+    made = Repository(tmp_path / "remote")
+    made.commit({"opacus/__init__.py": ""})
+    return made
+
+
+class TestPrune:
+    @pytest.fixture
+    def old_and_new(self, settings, database, finish) -> list[str]:
+        """A finished comparison with a file and a log, its rerun that is queued, and one more that is queued."""
+        bell = Bell(settings)
+        first = submit(database, bell, settings, tiny("old")).row
+        attempt = finish(first.public_id)
+        plot = settings.folder / "plot"
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot.write_bytes(b"PNG")
+        ArtifactFolder(settings).put(plot, "attempts/1/loss.png")
+        with database.write() as session:
+            LogRepository(session).append(attempt, [("reference", "text")], 1_000)
+        again = submit(database, bell, settings, tiny("old"), rerun_of=first).row
+        bell.close()
+        return [first.public_id, again.public_id]
+
+    def names(self, database: Database) -> list[str]:
+        with database.read() as session:
+            return [row.public_id for row in ComparisonRepository(session).page(ComparisonFilter(), limit=9)]
+
+    def prune(self, settings: Settings, *options: str) -> str:
+        here = {"CLIPWATCH_DATABASE_URL": settings.database_url, "CLIPWATCH_DATA_DIR": str(settings.folder)}
+        done = run("prune", *options, **here)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    def test_a_dry_run_and_young_ones_change_nothing(self, settings, database, old_and_new) -> None:
+        said = self.prune(settings, "--older-than", "0", "--dry-run")
+        assert said.startswith("would forget 1 comparisons, 1 artifacts and 1 pieces of log")
+        assert self.prune(settings, "--older-than", "1").startswith("forgot 0 comparisons, 0 artifacts and 0 pieces")
+        assert self.names(database) == old_and_new[::-1]
+
+    def test_logs_and_artifacts_can_go_before_verdicts(self, settings, database, old_and_new) -> None:
+        files = settings.folder / "artifacts" / "attempts" / "1"
+        self.prune(settings, "--older-than", "0", "--what", "logs")
+        assert list(files.iterdir())
+        self.prune(settings, "--older-than", "0", "--what", "artifacts")
+        assert not list(files.iterdir())
+        with database.read() as session:
+            row = ComparisonRepository(session).get(old_and_new[0])
+            assert (row.verdict, len(row.attempts[0].gates)) == ("failed", 5)
+            assert LogRepository(session).after(row.id) == []
+
+    def test_what_is_old_goes_with_all_that_belongs_to_it(self, settings, database, old_and_new) -> None:
+        self.prune(settings, "--older-than", "0")
+        assert self.names(database) == old_and_new[1:]
+        with database.read() as session:
+            assert ComparisonRepository(session).get(old_and_new[1]).rerun_of is None
+            assert PruneRepository(session, now(session)).count().log_chunks == 0
+        assert not list((settings.folder / "artifacts" / "attempts" / "1").iterdir())
+
+
+class TestBackup:
+    @pytest.fixture
+    def backend(self) -> str:
+        return "sqlite"
+
+    def test_what_was_backed_up_comes_back(self, settings, database, tmp_path) -> None:
+        bell = Bell(settings)
+        made = submit(database, bell, settings, tiny("kept")).row.public_id
+        bell.close()
+        artifacts = settings.folder / "artifacts" / "attempts" / "1"
+        artifacts.mkdir(parents=True)
+        (artifacts / "loss.png").write_bytes(b"PNG")
+        here = {"CLIPWATCH_DATABASE_URL": settings.database_url, "CLIPWATCH_DATA_DIR": str(settings.folder)}
+        with database.write():  # somebody is in the middle of writing
+            done = run("backup", str(tmp_path / "kept"), **here)
+        assert done.exit_code == 0, done.stderr
+        assert run("backup", str(tmp_path / "kept"), **here).exit_code == 2
+        there = {"CLIPWATCH_DATA_DIR": str(tmp_path / "elsewhere")}
+        assert run("restore", str(tmp_path / "kept"), **there).exit_code == 0
+        restored = Database(Settings(data_dir=tmp_path / "elsewhere").database)
+        with restored.read() as session:
+            assert ComparisonRepository(session).get(made).name == "kept"
+        restored.close()
+        assert (tmp_path / "elsewhere/artifacts/attempts/1/loss.png").read_bytes() == b"PNG"
+        again = run("restore", str(tmp_path / "kept"), **there)
+        assert again.exit_code == 3
+        assert "already" in again.stderr
+
+    def test_a_damaged_database_is_no_backup(self, settings, tmp_path) -> None:
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        (broken / "clipwatch.db").write_bytes(b"not a database at all" * 100)
+        refused = run("restore", str(broken), CLIPWATCH_DATA_DIR=str(tmp_path / "there"))
+        assert refused.exit_code == 3
+        assert not (tmp_path / "there" / "clipwatch.db").exists()
+
+    def test_postgresql_has_its_own(self, tmp_path) -> None:
+        refused = run("backup", str(tmp_path / "x"), CLIPWATCH_DATABASE_URL="postgresql://me@h/d")
+        assert refused.exit_code == 3
+        assert "pg_dump" in refused.stderr

@@ -1,0 +1,52 @@
+"""What `clipwatch doctor` looks at where a worker is installed."""
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from service.commands.doctor import Check, Problem
+from service.settings import Settings
+from worker.launch import landlock
+
+
+def checks() -> Iterator[Check]:
+    yield Check("versions", _versions, "pip install 'clipwatch[worker]'")
+    yield Check("devices", _devices, "check the driver with nvidia-smi, and that torch is not the CPU build")
+    yield Check("isolation", _isolation, "Linux 6.12 or newer has all of it; docs/security.md says what is missing")
+
+
+def _versions(_: Settings) -> str:
+    # Late: torch takes seconds to import.
+    import opacus  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    names = [f"torch {torch.__version__}", f"opacus {opacus.__version__}"]
+    try:
+        names.append(f"triton {version('triton')}")
+    except ImportError:
+        names.append("no triton")
+    return ", ".join([f"Python {sys.version.split()[0]}", *names])
+
+
+def _devices(_: Settings) -> str:
+    import torch  # noqa: PLC0415
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        if torch.version.cuda:
+            raise Problem("torch is built for CUDA and sees no GPU")
+        return "CPU alone, gloo"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if len(gpus) > 1 and not dist.is_nccl_available():
+        raise Problem("several GPUs, and this torch has no NCCL")
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none"
+    return f"{len(gpus)} × {gpus[0]}, NCCL {nccl}"
+
+
+def _isolation(settings: Settings) -> str:
+    known = landlock.version()
+    if settings.isolation == "off":
+        return "off: arms may read whatever the worker may"
+    if known < 6:
+        raise Problem(f"this kernel knows Landlock {known or 'not at all'}; 6 is what keeps arms from signals too")
+    return f"{settings.isolation}, Landlock {known}"
