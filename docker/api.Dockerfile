@@ -9,7 +9,10 @@ ENV PATH=/opt/clipwatch/bin:$PATH \
     CLIPWATCH_PORT=8000 \
     CLIPWATCH_DATA_DIR=/var/lib/clipwatch
 
-RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin clipwatch \
+# git: beat and watch ask it which files a commit changed. Versions follow the base image, which is what is pinned.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin clipwatch \
     && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts
 
 WORKDIR /src

@@ -3,10 +3,12 @@
 from fastapi import APIRouter, Response
 from jinja2 import Environment
 
+from service.api.access import READS
+from service.api.problems import documented
 from service.context import HasContext
 from service.store import CheckRepository, Line, Status
 
-router = APIRouter(tags=["badges"])
+router = APIRouter(tags=["badges"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 
 COLORS = {"passed": "#1a7f37", "failed": "#cf222e", "error": "#9a6700", "unsupported": "#57606a", "running": "#0969da"}
 UNKNOWN = "no check yet"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from service.api.access import READS, SUBMITS
 from service.api.check_documents import CheckDetail, CheckHistory, CheckRequest
 from service.api.comparisons import Cursor, Limit, cursor_position
 from service.api.convert import PREFIX, to_cursor
@@ -18,7 +19,7 @@ from service.rules import RulesError, read_rules, read_suite
 from service.store import CheckRepository, CheckRow, Database, Line, ReportRepository, Status, now
 from service.suites import SuiteError
 
-router = APIRouter(tags=["checks"], responses=documented(422, 503))
+router = APIRouter(tags=["checks"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 
 COLUMNS = (
     "check",
@@ -45,7 +46,7 @@ SuiteName = Annotated[str, Query(min_length=1, max_length=100)]
 Pull = Annotated[int | None, Query(ge=1, lt=2**31, description="Number of a pull request into the branch")]
 
 
-@router.post("/checks", status_code=201)
+@router.post("/checks", status_code=201, dependencies=[SUBMITS], responses=documented(400, 413))
 def create(request: CheckRequest, context: HasContext, response: Response) -> CheckDetail:
     """Runs a suite on a commit of the repository that the service fetches from. Nothing is superseded by it."""
     try:
@@ -71,7 +72,7 @@ def get(public_id: str, context: HasContext) -> CheckDetail:
     return _detail(context, public_id)
 
 
-@router.post("/checks/{public_id}/cancel", responses=documented(404, 409))
+@router.post("/checks/{public_id}/cancel", dependencies=[SUBMITS], responses=documented(404, 409))
 def cancel(public_id: str, context: HasContext) -> CheckDetail:
     """Cancels every comparison that has not ended; the check ends when they have. 409 when it is finished."""
     with context.database.write() as session:

@@ -17,7 +17,7 @@ from service.rules import RulesError, read_rules
 from service.store import DeliveryRepository, now
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(401, 413, 422, 503))
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(401, 404, 413, 422, 503))
 
 
 class Heard(BaseModel):
@@ -66,7 +66,7 @@ def github(
 def _require_signature(context: Context, body: bytes, signature: str) -> None:
     path = context.settings.github_secret
     if path is None:
-        raise Refused(503, "no webhook here: CLIPWATCH_GITHUB_SECRET is not set")
+        raise Refused(404, "no webhook here: CLIPWATCH_GITHUB_SECRET is not set")
     try:
         secrets = read_secrets(path)
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def _rules(context: Context) -> Rules:
     except RulesError as error:
         raise Refused(503, str(error)) from None
     if rules is None:
-        raise Refused(503, "no rules here: CLIPWATCH_RULES is not set")
+        raise Refused(404, "no rules here: CLIPWATCH_RULES is not set")
     return rules
 
 

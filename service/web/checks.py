@@ -14,6 +14,7 @@ from service.api.problems import Refused
 from service.context import HasContext
 from service.store import CheckRepository, Line, ReportRepository, Status, line_of, now
 from service.web.render import page
+from service.web.visitor import Reader
 
 router = APIRouter()
 
@@ -26,6 +27,7 @@ Text = Annotated[Annotated[str, StringConstraints(max_length=255)] | None, Empty
 @router.get("/history", response_class=HTMLResponse)
 def history(
     context: HasContext,
+    visitor: Reader,
     repository: Text = None,
     branch: Text = None,
     suite: Text = None,
@@ -43,6 +45,7 @@ def history(
     names = entry_names(rows)
     return page(
         "history.html",
+        visitor=visitor,
         line=line,
         lines=lines,
         choices={key: sorted({getattr(one, key) for one in lines}) for key in ("repository", "branch", "suite")},
@@ -60,7 +63,7 @@ def history(
 
 
 @router.get("/checks/{public_id}", response_class=HTMLResponse)
-def check(public_id: str, context: HasContext) -> HTMLResponse:
+def check(public_id: str, context: HasContext, visitor: Reader) -> HTMLResponse:
     """The page of one check."""
     with context.database.read() as session:
         row = CheckRepository(session).get(public_id)
@@ -71,6 +74,7 @@ def check(public_id: str, context: HasContext) -> HTMLResponse:
     query = {key: value for key, value in vars(line_of(row)).items() if value is not None}
     return page(
         "check.html",
+        visitor=visitor,
         c=shown,
         state=shown.verdict or shown.status,
         history=f"/history?{urlencode(query)}",
