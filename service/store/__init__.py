@@ -4,7 +4,7 @@ The database is the queue: a comparison is claimed by compare-and-set, held by a
 fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
-from service.store.attempts import ArmProgress, AttemptRepository, Claim, Progress
+from service.store.attempts import ArmProgress, AttemptRepository, Claim, HeldLease, Progress
 from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
@@ -29,6 +29,7 @@ __all__ = [
     "ComparisonRow",
     "Database",
     "GateRow",
+    "HeldLease",
     "LogChunkRow",
     "LogRepository",
     "Progress",

@@ -24,6 +24,15 @@ class Claim:
     comparison: Comparison
 
 
+@dataclass(frozen=True)
+class HeldLease:
+    """A lease as somebody who watches it sees it: who holds it, when it was last renewed, for how long."""
+
+    token: str
+    heartbeat_at: datetime
+    duration: timedelta
+
+
 @dataclass
 class ArmProgress:
     """How far an arm has come."""
@@ -90,14 +99,19 @@ class AttemptRepository:
         asked = select(ComparisonRow.cancel_requested).where(ComparisonRow.id == renewed.comparison_id)
         return bool(self._session.scalar(asked))
 
-    def record(self, token: str, result: AttemptResult, now: datetime) -> bool:
-        """Writes the result, ends attempt and comparison. False, with nothing written, if the lease is lost."""
+    def record(self, token: str, result: AttemptResult, now: datetime) -> Verdict | None:
+        """Writes the result, ends attempt and comparison. Nothing, with nothing written, if the lease is lost.
+
+        The verdict that counts: a cancel that was granted before outweighs whatever came out.
+        """
         attempt = self._end(token, AttemptState.FINISHED, now)
         if attempt is None:
-            return False
+            return None
+        if self._locked(attempt).cancel_requested:
+            result = AttemptResult(Verdict.CANCELLED)
         write_result(self._session, attempt, result)
         self._finish(attempt, result.verdict, result.error, now)
-        return True
+        return result.verdict
 
     def release(self, token: str, now: datetime) -> bool:
         """Gives a comparison back to the queue. It does not count against the attempts that may be lost."""
@@ -107,19 +121,18 @@ class AttemptRepository:
         self._requeue(attempt, now)
         return True
 
-    def expired_tokens(self, now: datetime, limit: int = 100) -> list[str]:
-        """Tokens of attempts whose lease ran out."""
-        late = select(AttemptRow.token).where(
-            AttemptRow.state == AttemptState.RUNNING.value, AttemptRow.lease_expires_at < now
-        )
-        return list(self._session.scalars(late.order_by(AttemptRow.lease_expires_at).limit(limit)))
+    def held(self) -> list[HeldLease]:
+        """Every lease that is held, by a worker that lives or one that does not."""
+        columns = select(AttemptRow.token, AttemptRow.heartbeat_at, AttemptRow.lease_expires_at)
+        running = self._session.execute(columns.where(AttemptRow.state == AttemptState.RUNNING.value))
+        return [HeldLease(token, beat, expires - beat) for token, beat, expires in running]
 
-    def take_back(self, token: str, now: datetime, max_attempts: int) -> bool:
-        """Queues again what an expired attempt held, or gives up with the verdict `error` after `max_attempts`.
+    def take_back(self, lease: HeldLease, now: datetime, max_attempts: int) -> bool:
+        """Queues again what a silent owner held, or gives up with the verdict `error` after `max_attempts`.
 
-        False if the owner was heard of in the meantime, or somebody else took it back.
+        False if the owner was heard of since `lease` was looked at, or somebody else took it back.
         """
-        attempt = self._end(token, AttemptState.EXPIRED, now, AttemptRow.lease_expires_at < now)
+        attempt = self._end(lease.token, AttemptState.EXPIRED, now, AttemptRow.heartbeat_at == lease.heartbeat_at)
         if attempt is None:
             return False
         attempt.error = f"worker {attempt.worker} was not heard of for too long"
@@ -174,7 +187,7 @@ class AttemptRepository:
         if row.cancel_requested:
             self._close(row, Verdict.CANCELLED, None, now)
         else:
-            row.status, row.rings, row.ring_after = Status.QUEUED.value, 0, now
+            row.status, row.ring_after = Status.QUEUED.value, now
             self._session.flush()
 
     def _note(self, attempt_id: int, progress: Progress) -> None:

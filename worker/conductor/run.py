@@ -8,8 +8,9 @@ from service.contract import Arm, ArmError, ArmSpec, Comparison, Dtype, Judgemen
 from service.settings import get_settings
 from worker.checkout import Checkout
 from worker.conductor.arm import ArmOutcome, Observer, Stopped, run_arm
+from worker.conductor.judging import judge_apart, prepare_to_judge
+from worker.conductor.limits import UNLIMITED, Limits
 from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
-from worker.judge import draw, judge
 from worker.launch import Launcher
 
 __all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]
@@ -35,6 +36,7 @@ def run_comparison(
     stop: threading.Event,
     plots: bool = True,
     checkout: Checkout | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Outcome:
     """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
 
@@ -57,18 +59,25 @@ def run_comparison(
     sources = {role: ready.source for role, ready in prepared.items()}
     sources["repeat"] = sources["candidate"]
     arms: dict[str, ArmOutcome] = {}
+    prepare_to_judge()
     for role, spec in specs.items():
         observer.phase(role)
         outcome = run_arm(
-            role, spec, folder / role, launcher=launcher, observer=observer, stop=stop, source=sources.get(role)
+            role,
+            spec,
+            folder / role,
+            launcher=launcher,
+            observer=observer,
+            stop=stop,
+            source=sources.get(role),
+            limits=limits,
         )
         arms[role] = outcome
         if outcome.error is not None:
             return _failed(arms, outcome.error, role, spec.arm)
     observer.phase("judging")
     records = {role: outcome.record for role, outcome in arms.items()}
-    judgement = judge(shown, **records)
-    drawn = draw(shown, records["reference"], records["candidate"], folder / "plots") if plots else []
+    judgement, drawn = judge_apart(shown, records, folder / "plots" if plots else None, stop)
     return Outcome(judgement.verdict, judgement, arms, None, drawn)
 
 

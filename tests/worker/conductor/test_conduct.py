@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from datetime import timedelta
 
 import psutil
 import pytest
@@ -13,7 +12,6 @@ from service.contract import Comparison, Device, Mode, Verdict
 from service.settings import Settings
 from service.store import (
     AttemptRepository,
-    AttemptRow,
     AttemptState,
     ComparisonRepository,
     Database,
@@ -173,10 +171,8 @@ def test_who_lost_the_lease_stops_and_records_nothing(database, under_way) -> No
     public_id, thread, verdicts, family = under_way
     # What the sweeper does to an owner that was silent for too long.
     with database.write() as session:
-        attempt = session.query(AttemptRow).one()
-        attempt.lease_expires_at = now(session) - timedelta(seconds=1)
-        session.flush()
-        assert AttemptRepository(session).take_back(attempt.token, now(session), max_attempts=3)
+        attempts = AttemptRepository(session)
+        assert attempts.take_back(*attempts.held(), now(session), max_attempts=3)
     thread.join(15)
     assert verdicts == [None]
     assert alive(family) == []
