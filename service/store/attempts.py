@@ -1,5 +1,6 @@
 """Attempts: the lease. Claim by compare-and-set, renew, record or give back by token, take back what expired."""
 
+import random
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -118,7 +119,7 @@ class AttemptRepository:
         attempt = self._end(token, AttemptState.RELEASED, now)
         if attempt is None:
             return False
-        self._requeue(attempt, now)
+        self._requeue(attempt, now, now)
         return True
 
     def held(self) -> list[HeldLease]:
@@ -141,7 +142,10 @@ class AttemptRepository:
         )
         lost = self._session.scalar(query) or 0
         if lost < max_attempts:
-            self._requeue(attempt, now)
+            # One that kills its worker takes those with it that are conducted beside it. They must not all come back
+            # at the same moment, to the same worker, until all are given up.
+            share = random.random() if lost > 1 else 0.0
+            self._requeue(attempt, now, now + share * lease.duration)
         else:
             message = f"gave up after {lost} lost attempts: the last {attempt.error}"
             self._finish(attempt, Verdict.ERROR, message, now)
@@ -182,12 +186,12 @@ class AttemptRepository:
         row.status, row.verdict, row.error, row.finished_at = Status.FINISHED.value, verdict.value, error, now
         self._session.flush()
 
-    def _requeue(self, attempt: AttemptRow, now: datetime) -> None:
+    def _requeue(self, attempt: AttemptRow, now: datetime, ring_after: datetime) -> None:
         row = self._locked(attempt)
         if row.cancel_requested:
             self._close(row, Verdict.CANCELLED, None, now)
         else:
-            row.status, row.ring_after = Status.QUEUED.value, now
+            row.status, row.ring_after = Status.QUEUED.value, ring_after
             self._session.flush()
 
     def _note(self, attempt_id: int, progress: Progress) -> None:

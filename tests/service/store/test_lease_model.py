@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from service.contract import Verdict
 from service.queue.silence import Silence
@@ -64,6 +72,8 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.database.close()
         shutil.rmtree(self._folder)
 
+    # Few, so that much happens to each.
+    @precondition(lambda self: len(self.known) < 2)
     @rule(target=ids)
     def submit(self):
         with self.database.write() as session:
@@ -187,7 +197,7 @@ def machine(sqlite_template):
 
 def test_no_order_of_events_breaks_the_protocol(machine) -> None:
     limits = settings(
-        max_examples=20,
+        max_examples=40,
         stateful_step_count=30,
         deadline=None,
         database=None,

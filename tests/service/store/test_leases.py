@@ -150,7 +150,7 @@ def test_an_owner_that_was_heard_of_in_the_meantime_keeps_the_lease(database, qu
     (before,) = held(database)
     with database.write() as session:
         AttemptRepository(session).heartbeat(claimed.token, late, LEASE, Progress())
-    assert not take_back(database, before, late)
+    assert not take_back(database, before, late + LEASE)
     assert comparison(database, queued).status == Status.RUNNING
 
 
@@ -255,3 +255,19 @@ def test_the_clock_is_utc_and_runs(database) -> None:
         assert abs(moment - datetime.now(UTC)) < timedelta(seconds=10)
         assert now(session) > moment
         assert list(session.scalars(select(AttemptRow))) == []
+
+
+def test_what_is_lost_together_again_and_again_comes_back_apart(database, queued) -> None:
+    with database.write() as session:
+        beside = ComparisonRepository(session).add(tiny(), NOON, ring_after=NOON).public_id
+    waits = []
+    for lost in (1, 2):
+        at = NOON + lost * 2 * LEASE
+        for public_id in (queued, beside):
+            claim(database, public_id, at=at)
+        for lease in held(database):
+            assert take_back(database, lease, at + LEASE)
+        waits.append({comparison(database, public_id).ring_after - (at + LEASE) for public_id in (queued, beside)})
+    assert waits[0] == {timedelta(0)}
+    assert len(waits[1]) == 2
+    assert all(timedelta(0) <= wait <= LEASE for wait in waits[1])
