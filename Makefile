@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz history clean
+.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz history chaos clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
@@ -35,6 +35,9 @@ soak: $(VENV)/.installed-dev  ## Do clean comparisons alarm?
 
 history: $(VENV)/.installed-dev  ## Check commits of a clone through a running service: make history OPACUS=clone
 	$(BIN)/python -m tests.opacus_history $(OPACUS) $(ARGS)
+
+chaos: $(VENV)/.installed-dev  ## Is anything lost or doubled while workers and servers are killed?
+	$(BIN)/python -m tests.chaos --jobs 200 --seed 1 2 3 $(ARGS)
 
 gpu-bench: $(VENV)/.installed-dev  ## Tables of kernels and of whole steps beside Opacus' ghost; needs a GPU
 	$(BIN)/python -m tests.benchmarks.norms --output docs/results/h200-kernels.md $(ARGS)

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(1, gt=0, description="How often a worker renews its lease and looks for a cancel")
     sweep_seconds: float = Field(5, gt=0, description="How often the sweeper looks for what was lost")
     ring_seconds: float = Field(30, gt=0, description="Ring again for a comparison queued for this long")
+    arm_seconds: float = Field(4 * 3600, gt=0, description="An arm that takes longer is ended: error")
+    stall_seconds: float = Field(1800, gt=0, description="An arm without a step for this long is ended: error")
+    comparison_seconds: float = Field(12 * 3600, gt=0, description="An attempt that takes longer is ended: error")
     max_attempts: int = Field(3, ge=1, description="Attempts that may be lost before the verdict is error")
     worker_concurrency: int = Field(1, ge=1, description="Comparisons that one worker conducts at a time")
     max_log_chars: int = Field(

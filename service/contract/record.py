@@ -134,6 +134,7 @@ class ErrorKind(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DEVICE = "device"
     SOURCE = "source"
+    TIME_LIMIT = "time_limit"
     CRASH = "crash"
     LIMIT = "limit"
     CANCELLED = "cancelled"

@@ -63,6 +63,15 @@ class Bell:
             return False
         return True
 
+    def waiting(self) -> int:
+        """Rings that no worker has heard yet; 0 when the broker cannot be reached, as after it lost them all."""
+        try:
+            with self._celery.connection_for_read() as connection, connection.channel() as channel:
+                return int(channel.queue_declare(QUEUE, durable=True, auto_delete=False).message_count)
+        except Exception as error:
+            log.warning("the broker does not say how many bells wait: %s", error)
+            return 0
+
     def check(self) -> None:
         """Raises an exception that says why when the broker cannot be reached within about two seconds."""
         with self._celery.connection_for_write() as connection:

@@ -7,10 +7,15 @@ lease it should take back would come too late. Several sweepers at once are harm
 import logging
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 
 from service.queue.bell import Bell
+from service.queue.silence import Silence
 from service.settings import Settings
-from service.store import AttemptRepository, ComparisonRepository, Database, now
+from service.store import AttemptRepository, ComparisonRepository, Database, HeldLease, now
+
+# Enough for every idle worker to hear one, and few enough to be nothing to a broker that nobody empties.
+MAX_BELLS = 20
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +35,24 @@ class Sweeper:
         self._database = database
         self._bell = bell
         self._settings = settings
+        self._silence = Silence()
 
     def sweep(self) -> Swept:
-        """Takes back every expired attempt, then rings for every queued comparison that is due."""
+        """Takes back what silent workers hold, then rings for queued comparisons that are due.
+
+        It rings for no more than the broker has room for: bells pile up in front of workers that are busy.
+        """
         with self._database.read() as session:
-            expired = AttemptRepository(session).expired_tokens(now(session))
-        taken_back = sum(self._take_back(token) for token in expired)
+            held = AttemptRepository(session).held()
+        taken_back = sum(self._take_back(lease) for lease in self._silence.past(held))
+        room = MAX_BELLS - self._bell.waiting()
+        return Swept(taken_back, self._ring(room) if room > 0 else 0)
+
+    def _ring(self, limit: int) -> int:
+        interval = timedelta(seconds=self._settings.ring_seconds)
         with self._database.write() as session:
-            due = ComparisonRepository(session).take_due_rings(now(session), self._settings.ring_seconds)
-        return Swept(taken_back, sum(self._bell.ring(public_id) for public_id in due))
+            due = ComparisonRepository(session).take_due_rings(now(session), interval, limit)
+        return sum(self._bell.ring(public_id) for public_id in due)
 
     def run(self, stop: threading.Event) -> None:
         """Sweeps until `stop` is set. A sweep that fails is logged, and the next one tries again."""
@@ -51,6 +65,6 @@ class Sweeper:
                 if swept.taken_back or swept.rung:
                     log.info("took back %d attempts, rang for %d comparisons", swept.taken_back, swept.rung)
 
-    def _take_back(self, token: str) -> bool:
+    def _take_back(self, lease: HeldLease) -> bool:
         with self._database.write() as session:
-            return AttemptRepository(session).take_back(token, now(session), self._settings.max_attempts)
+            return AttemptRepository(session).take_back(lease, now(session), self._settings.max_attempts)

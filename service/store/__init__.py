@@ -5,7 +5,7 @@ fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
 from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository
-from service.store.attempts import ArmProgress, AttemptRepository, Claim, Progress
+from service.store.attempts import ArmProgress, AttemptRepository, Claim, HeldLease, Progress
 from service.store.check_models import CheckEntryRow, CheckRow, DeliveryRow, DeliveryState, ReportKind, ReportRow
 from service.store.checks import CheckRepository, Line, line_of
 from service.store.clock import now
@@ -55,6 +55,7 @@ __all__ = [
     "DeliveryRow",
     "DeliveryState",
     "GateRow",
+    "HeldLease",
     "Line",
     "LogChunkRow",
     "LogRepository",

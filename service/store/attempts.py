@@ -1,5 +1,6 @@
 """Attempts: the lease. Claim by compare-and-set, renew, record or give back by token, take back what expired."""
 
+import random
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +23,15 @@ class Claim:
     number: int
     public_id: str
     comparison: Comparison
+
+
+@dataclass(frozen=True)
+class HeldLease:
+    """A lease as somebody who watches it sees it: who holds it, when it was last renewed, for how long."""
+
+    token: str
+    heartbeat_at: datetime
+    duration: timedelta
 
 
 @dataclass
@@ -90,36 +100,40 @@ class AttemptRepository:
         asked = select(ComparisonRow.cancel_requested).where(ComparisonRow.id == renewed.comparison_id)
         return bool(self._session.scalar(asked))
 
-    def record(self, token: str, result: AttemptResult, now: datetime) -> bool:
-        """Writes the result, ends attempt and comparison. False, with nothing written, if the lease is lost."""
+    def record(self, token: str, result: AttemptResult, now: datetime) -> Verdict | None:
+        """Writes the result, ends attempt and comparison. Nothing, with nothing written, if the lease is lost.
+
+        The verdict that counts: a cancel that was granted before outweighs whatever came out.
+        """
         attempt = self._end(token, AttemptState.FINISHED, now)
         if attempt is None:
-            return False
+            return None
+        if self._locked(attempt).cancel_requested:
+            result = AttemptResult(Verdict.CANCELLED)
         write_result(self._session, attempt, result)
         self._finish(attempt, result.verdict, result.error, now)
-        return True
+        return result.verdict
 
     def release(self, token: str, now: datetime) -> bool:
         """Gives a comparison back to the queue. It does not count against the attempts that may be lost."""
         attempt = self._end(token, AttemptState.RELEASED, now)
         if attempt is None:
             return False
-        self._requeue(attempt, now)
+        self._requeue(attempt, now, now)
         return True
 
-    def expired_tokens(self, now: datetime, limit: int = 100) -> list[str]:
-        """Tokens of attempts whose lease ran out."""
-        late = select(AttemptRow.token).where(
-            AttemptRow.state == AttemptState.RUNNING.value, AttemptRow.lease_expires_at < now
-        )
-        return list(self._session.scalars(late.order_by(AttemptRow.lease_expires_at).limit(limit)))
+    def held(self) -> list[HeldLease]:
+        """Every lease that is held, by a worker that lives or one that does not."""
+        columns = select(AttemptRow.token, AttemptRow.heartbeat_at, AttemptRow.lease_expires_at)
+        running = self._session.execute(columns.where(AttemptRow.state == AttemptState.RUNNING.value))
+        return [HeldLease(token, beat, expires - beat) for token, beat, expires in running]
 
-    def take_back(self, token: str, now: datetime, max_attempts: int) -> bool:
-        """Queues again what an expired attempt held, or gives up with the verdict `error` after `max_attempts`.
+    def take_back(self, lease: HeldLease, now: datetime, max_attempts: int) -> bool:
+        """Queues again what a silent owner held, or gives up with the verdict `error` after `max_attempts`.
 
-        False if the owner was heard of in the meantime, or somebody else took it back.
+        False if the owner was heard of since `lease` was looked at, or somebody else took it back.
         """
-        attempt = self._end(token, AttemptState.EXPIRED, now, AttemptRow.lease_expires_at < now)
+        attempt = self._end(lease.token, AttemptState.EXPIRED, now, AttemptRow.heartbeat_at == lease.heartbeat_at)
         if attempt is None:
             return False
         attempt.error = f"worker {attempt.worker} was not heard of for too long"
@@ -128,7 +142,10 @@ class AttemptRepository:
         )
         lost = self._session.scalar(query) or 0
         if lost < max_attempts:
-            self._requeue(attempt, now)
+            # One that kills its worker takes those with it that are conducted beside it. They must not all come back
+            # at the same moment, to the same worker, until all are given up.
+            share = random.random() if lost > 1 else 0.0
+            self._requeue(attempt, now, now + share * lease.duration)
         else:
             message = f"gave up after {lost} lost attempts: the last {attempt.error}"
             self._finish(attempt, Verdict.ERROR, message, now)
@@ -169,12 +186,12 @@ class AttemptRepository:
         row.status, row.verdict, row.error, row.finished_at = Status.FINISHED.value, verdict.value, error, now
         self._session.flush()
 
-    def _requeue(self, attempt: AttemptRow, now: datetime) -> None:
+    def _requeue(self, attempt: AttemptRow, now: datetime, ring_after: datetime) -> None:
         row = self._locked(attempt)
         if row.cancel_requested:
             self._close(row, Verdict.CANCELLED, None, now)
         else:
-            row.status, row.rings, row.ring_after = Status.QUEUED.value, 0, now
+            row.status, row.ring_after = Status.QUEUED.value, ring_after
             self._session.flush()
 
     def _note(self, attempt_id: int, progress: Progress) -> None:

@@ -11,8 +11,6 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from service.contract import Comparison, Mode, Verdict
 from service.store.models import AttemptRow, ComparisonRow, Status
 
-MAX_RING_DOUBLINGS = 6
-
 
 @dataclass(frozen=True)
 class ComparisonFilter:
@@ -55,7 +53,6 @@ class ComparisonRepository:
             status=Status.QUEUED.value,
             created_at=now,
             ring_after=ring_after,
-            rings=1,
             rerun_of_id=rerun_of.id if rerun_of else None,
             idempotency_key=idempotency_key,
             request_hash=request_hash,
@@ -115,22 +112,23 @@ class ComparisonRepository:
         self._session.flush()
         return row
 
-    def take_due_rings(self, now: datetime, ring_seconds: float, limit: int = 20) -> list[str]:
-        """Public ids of queued comparisons to ring for, oldest first; each is due again later and later.
+    def take_due_rings(self, now: datetime, interval: timedelta, limit: int) -> list[str]:
+        """Public ids of at most `limit` queued comparisons to ring for, oldest first; each is due again later.
 
-        The doubling keeps a long queue in front of busy workers from filling the broker with bells.
+        One that is due further away than `interval` was queued before the clock was set back: it is due too.
         """
+        later = now + interval
         due = (
             select(ComparisonRow)
-            .where(ComparisonRow.status == Status.QUEUED.value, ComparisonRow.ring_after <= now)
+            .where(ComparisonRow.status == Status.QUEUED.value)
+            .where(or_(ComparisonRow.ring_after <= now, ComparisonRow.ring_after > later))
             .order_by(ComparisonRow.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
         rows = list(self._session.scalars(due))
         for row in rows:
-            row.ring_after = now + timedelta(seconds=ring_seconds * 2 ** min(row.rings, MAX_RING_DOUBLINGS))
-            row.rings += 1
+            row.ring_after = later
         self._session.flush()
         return [row.public_id for row in rows]
 

@@ -67,7 +67,6 @@ class ComparisonRow(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_hash: Mapped[str | None] = mapped_column(String(64))
     rerun_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparisons.id"), index=True)
-    rings: Mapped[int] = mapped_column(default=1)
     ring_after: Mapped[datetime] = mapped_column(UtcDateTime)
 
     attempts: Mapped[list["AttemptRow"]] = relationship(back_populates="comparison", order_by="AttemptRow.number")

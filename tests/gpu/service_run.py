@@ -28,10 +28,10 @@ def main() -> int:
     parser.add_argument("--set", dest="changes", action="append", default=[], help="as of `clipwatch submit`")
     arguments = parser.parse_args()
     output, changes = arguments.output, [word for change in arguments.changes for word in ("--set", change)]
-    with postgres_server() as postgres, redis_server() as redis_url, tempfile.TemporaryDirectory() as folder:
+    with postgres_server() as postgres, redis_server() as broker, tempfile.TemporaryDirectory() as folder:
         settings = {
             "CLIPWATCH_DATABASE_URL": postgres.create("clipwatch"),
-            "CLIPWATCH_BROKER_URL": redis_url,
+            "CLIPWATCH_BROKER_URL": broker.url,
             "CLIPWATCH_DATA_DIR": folder,
             "CLIPWATCH_PORT": str(PORT),
         }

@@ -89,6 +89,7 @@ class TestEmbedded:
             told = time.monotonic()
             assert worker.end() == 0
             assert time.monotonic() - told < 12
-        assert alive(family) == []
+        # The judge's server goes by itself once its worker has.
+        until(lambda: not alive(family), 5)
         given_back = row(database, public_id)
         assert (given_back.status, [attempt.state for attempt in given_back.attempts]) == ("queued", ["released"])

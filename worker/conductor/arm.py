@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from worker.checkout import Source
+from worker.conductor.limits import UNLIMITED, Limits, Stopwatch
 from worker.launch import Launcher
 from worker.launch.protocol import LOG
 from worker.source import describe_source
@@ -100,26 +101,33 @@ def run_arm(
     observer: Observer,
     stop: threading.Event,
     source: Source | None = None,
+    limits: Limits = UNLIMITED,
 ) -> ArmOutcome:
     """Start the arm, report its progress, and read its record and error when it has ended.
 
-    An arm that imported another Opacus than its `source` has failed.
+    An arm that imported another Opacus than its `source` has failed, and so has one that passed a limit.
 
     Raises:
         Stopped: `stop` was set.
     """
     running = launcher.start(spec, folder, source.folder if source else None)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
+    stopwatch = Stopwatch(limits)
     try:
-        status = None
-        while status is None:
+        status = exceeded = None
+        while status is None and exceeded is None:
             stopping = stop.wait(POLL_SECONDS)
             status = running.poll()
-            _report(role, reader, log, observer)
+            if _report(role, reader, log, observer):
+                stopwatch.stepped()
             if stopping:
                 raise Stopped
-        error = None if status == 0 and reader.record.end else _error(folder, status, spec)
-        error = error or _wrong_source(reader.record, source)
+            exceeded = stopwatch.exceeded()
+        if status is None:
+            error: ArmError | None = ArmError(kind=ErrorKind.TIME_LIMIT, message=str(exceeded))
+        else:
+            error = None if status == 0 and reader.record.end else _error(folder, status, spec)
+            error = error or _wrong_source(reader.record, source)
     except ValidationError as fault:
         message = f"the record cannot be read: {fault.errors()[0]['msg']}"
         error = ArmError(kind=ErrorKind.CRASH, message=message)
@@ -128,14 +136,18 @@ def run_arm(
     return ArmOutcome(role, spec, reader.record, error, folder)
 
 
-def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> None:
+def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> bool:
+    """Whether there was progress."""
+    progress = False
     if text := log.read().decode("utf-8", errors="replace"):
         observer.log(role, text)
     for line in reader.read():
+        progress = True
         if isinstance(line, ArmStart):
             observer.started(role, line)
         elif isinstance(line, StepRecord):
             observer.step(role, line)
+    return progress
 
 
 def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:

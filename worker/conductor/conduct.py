@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import tempfile
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +12,9 @@ from service.contract import Verdict
 from service.settings import Settings
 from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
 from service.telemetry import bound, span
+from worker.conductor.folder import attempt_folder
 from worker.conductor.lease import Lease, Reason
+from worker.conductor.limits import Limits
 from worker.conductor.prepare import make_checkout
 from worker.conductor.run import Outcome, Stopped, run_comparison
 from worker.launch import Launcher
@@ -76,14 +77,15 @@ class Conductor:
 
     def _hold(self, claim: Claim, lease: Lease) -> Verdict | None:
         try:
-            with tempfile.TemporaryDirectory(prefix="clipwatch-", ignore_cleanup_errors=True) as folder:
+            with attempt_folder() as folder:
                 outcome = run_comparison(
                     claim.comparison,
-                    Path(folder),
+                    folder,
                     launcher=self._launcher,
                     observer=lease,
                     stop=lease.stop,
                     checkout=self._checkout,
+                    limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
                 )
                 with span("store artifacts"):
                     result = self._result(claim, outcome)
@@ -91,23 +93,29 @@ class Conductor:
             if lease.reason is Reason.SHUTDOWN:
                 lease.finish(lambda session, attempts: attempts.release(claim.token, now(session)))
                 return None
-            result = AttemptResult(Verdict.CANCELLED)
+            result = self._stopped(lease.reason)
         except Exception as error:
             log.exception("%s: the conductor failed", claim.public_id)
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
 
+    def _stopped(self, reason: Reason | None) -> AttemptResult:
+        if reason is Reason.TIME_LIMIT:
+            limit = f"the limit of {self._settings.comparison_seconds:g} s (comparison_seconds)"
+            return AttemptResult(Verdict.ERROR, f"the comparison took longer than {limit}")
+        return AttemptResult(Verdict.CANCELLED)
+
     def _record(self, claim: Claim, lease: Lease, result: AttemptResult) -> Verdict | None:
-        def write(result: AttemptResult) -> bool:
+        def write(result: AttemptResult) -> Verdict | None:
             return lease.finish(lambda session, attempts: attempts.record(claim.token, result, now(session)))
 
         try:
             with span("record"):
-                return result.verdict if write(result) else None
+                return write(result)
         except Exception as error:
             log.exception("%s: the result cannot be stored", claim.public_id)
             failure = AttemptResult(Verdict.ERROR, one_line(f"the result cannot be stored: {error}"))
-            return failure.verdict if write(failure) else None
+            return write(failure)
 
     def _result(self, claim: Claim, outcome: Outcome) -> AttemptResult:
         error = one_line(outcome.error.message) if outcome.error else None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
+from typing import TypeVar
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
@@ -16,6 +17,11 @@ from service.store import ArmProgress, AttemptRepository, Claim, Database, LogRe
 
 log = logging.getLogger(__name__)
 
+# How long arms, judge and artifacts may take to end once they are told to.
+PARTING_SECONDS = 60.0
+
+T = TypeVar("T")
+
 
 class Reason(Enum):
     """Why the arms are told to stop."""
@@ -23,13 +29,15 @@ class Reason(Enum):
     CANCELLED = "cancelled"
     LOST = "lease lost"
     SHUTDOWN = "the worker shuts down"
+    TIME_LIMIT = "time limit"
 
 
 class Lease:
     """Renews the lease from a thread of its own, so that no slow arm, judge or plot loses it.
 
     It is the `Observer` of the comparison: what it is told goes to the store with the next heartbeat. `stop` is
-    set, with a `reason`, when the arms must end.
+    set, with a `reason`, when the arms must end. A conducting thread that does not come to an end after that is
+    given up: the lease is renewed no more, and somebody else takes the comparison back.
     """
 
     def __init__(self, database: Database, claim: Claim, settings: Settings) -> None:
@@ -37,7 +45,8 @@ class Lease:
         self.reason: Reason | None = None
         self._database, self._claim, self._settings = database, claim, settings
         self._duration = timedelta(seconds=settings.lease_seconds)
-        self._renewed = time.monotonic()
+        self._begun = self._renewed = time.monotonic()
+        self._ended: float | None = None
         self._lock = threading.Lock()
         self._progress = Progress()
         self._pending: list[tuple[str, str]] = []
@@ -61,6 +70,7 @@ class Lease:
         """Tells the arms to stop. The first reason stands, but a lost lease outweighs every other."""
         if self.reason is None or reason is Reason.LOST:
             self.reason = reason
+        self._ended = self._ended or time.monotonic()
         self.stop.set()
 
     def phase(self, phase: str) -> None:
@@ -85,8 +95,8 @@ class Lease:
             if self._room < 0 <= self._room + len(text):
                 self._pending.append((role, "\n[… more than can be kept …]\n"))
 
-    def finish(self, write: Callable[[Session, AttemptRepository], bool]) -> bool:
-        """Sends what is left and does the last write, in one transaction. False if the lease is lost.
+    def finish(self, write: Callable[[Session, AttemptRepository], T]) -> T | None:
+        """Sends what is left and does the last write, in one transaction. Nothing if the lease is lost.
 
         While the database cannot be reached this waits for it, as long as the lease may still be ours.
         """
@@ -95,22 +105,33 @@ class Lease:
                 return self._transact(write)
             except (OperationalError, InterfaceError) as error:
                 log.warning("attempt %d: cannot record yet: %s", self._claim.attempt_id, error.orig)
+                if self._overdue:
+                    self.end(Reason.LOST)
                 self._closed.wait(self._settings.heartbeat_seconds)
-        return False
+        return None
+
+    @property
+    def _overdue(self) -> bool:
+        return time.monotonic() - self._renewed >= self._settings.lease_seconds
 
     def _keep(self) -> None:
         while not self._closed.wait(self._settings.heartbeat_seconds):
             try:
-                kept = self._transact(lambda _session, _attempts: True)
+                kept = self._transact(lambda _session, _attempts: True) is not None
             except Exception as error:
                 log.warning("attempt %d: no heartbeat: %s", self._claim.attempt_id, error)
-                kept = time.monotonic() - self._renewed < self._settings.lease_seconds
+                kept = not self._overdue
             if not kept:
                 self.end(Reason.LOST)
                 return
+            if time.monotonic() - self._begun > self._settings.comparison_seconds:
+                self.end(Reason.TIME_LIMIT)
+            if self._ended is not None and time.monotonic() - self._ended > PARTING_SECONDS:
+                log.error("attempt %d: it does not come to an end, the lease is given up", self._claim.attempt_id)
+                return
 
-    def _transact(self, write: Callable[[Session, AttemptRepository], bool]) -> bool:
-        """One heartbeat and `write` in one transaction; false if the lease is lost."""
+    def _transact(self, write: Callable[[Session, AttemptRepository], T]) -> T | None:
+        """One heartbeat and `write` in one transaction; nothing if the lease is lost."""
         with self._lock:
             progress = Progress(
                 self._progress.phase, {r: ArmProgress(**vars(a)) for r, a in self._progress.arms.items()}
@@ -123,7 +144,7 @@ class Lease:
                 attempts = AttemptRepository(session)
                 cancel = attempts.heartbeat(self._claim.token, now(session), self._duration, progress)
                 if cancel is None:
-                    return False
+                    return None
                 LogRepository(session).append(self._claim.attempt_id, texts, self._settings.max_log_chars)
                 written = write(session, attempts)
         except Exception:

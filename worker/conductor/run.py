@@ -9,8 +9,9 @@ from service.settings import get_settings
 from service.telemetry import span
 from worker.checkout import Checkout
 from worker.conductor.arm import ArmOutcome, Observer, Stopped, run_arm
+from worker.conductor.judging import judge_apart, prepare_to_judge
+from worker.conductor.limits import UNLIMITED, Limits
 from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
-from worker.judge import draw, judge
 from worker.launch import Launcher
 
 __all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]
@@ -36,6 +37,7 @@ def run_comparison(
     stop: threading.Event,
     plots: bool = True,
     checkout: Checkout | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Outcome:
     """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
 
@@ -58,11 +60,19 @@ def run_comparison(
     sources = {role: ready.source for role, ready in prepared.items()}
     sources["repeat"] = sources["candidate"]
     arms: dict[str, ArmOutcome] = {}
+    prepare_to_judge()
     for role, spec in specs.items():
         observer.phase(role)
         with span("arm", role=role, mode=spec.arm.mode):
             outcome = run_arm(
-                role, spec, folder / role, launcher=launcher, observer=observer, stop=stop, source=sources.get(role)
+                role,
+                spec,
+                folder / role,
+                launcher=launcher,
+                observer=observer,
+                stop=stop,
+                source=sources.get(role),
+                limits=limits,
             )
         arms[role] = outcome
         if outcome.error is not None:
@@ -70,8 +80,7 @@ def run_comparison(
     observer.phase("judging")
     records = {role: outcome.record for role, outcome in arms.items()}
     with span("judge"):
-        judgement = judge(shown, **records)
-    drawn = draw(shown, records["reference"], records["candidate"], folder / "plots") if plots else []
+        judgement, drawn = judge_apart(shown, records, folder / "plots" if plots else None, stop)
     return Outcome(judgement.verdict, judgement, arms, None, drawn)
 
 

@@ -33,7 +33,7 @@ KEPT_PREFIXES = (
 )
 
 CPU_WORLD_SIZE = 2
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 2.0
 
 
 class LocalLauncher:
@@ -176,6 +176,9 @@ class LocalArm:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
+        if alive:
+            # torchrun waits for ranks that do not go for longer than anybody who cancels should.
+            self._agent.kill()
         try:
             self._agent.wait(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -60,6 +60,16 @@ def test_a_dead_broker_is_soon_noticed_and_fails_nobody(tmp_path) -> None:
     bell = Bell(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0"))
     begun = time.monotonic()
     assert bell.ring("cmp_1") is False
+    assert bell.waiting() == 0
     with pytest.raises((KombuError, OSError), match="refused"):
         bell.check()
     assert time.monotonic() - begun < 10
+
+
+def test_it_knows_how_many_rings_nobody_has_heard(broker) -> None:
+    bell = Bell(broker)
+    listen(broker)
+    before = bell.waiting()
+    for number in range(3):
+        bell.ring(str(number))
+    assert bell.waiting() == before + 3

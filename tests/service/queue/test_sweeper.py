@@ -55,6 +55,17 @@ def test_a_lost_ring_is_rung_again_once_it_is_due(database, bell, settings) -> N
     assert rings(settings) == [public_id]
 
 
+def test_it_rings_for_no_more_than_busy_workers_leave_room_for(database, bell, settings) -> None:
+    ids = [submit(database, bell, settings, tiny()).row.public_id for _ in range(25)]
+    sweeper = Sweeper(database, bell, settings)
+    for public_id in ids:
+        make_due(database, public_id)
+    assert sweeper.sweep() == Swept(0, 0)
+    assert rings(settings) == ids
+    assert sweeper.sweep() == Swept(0, 20)
+    assert rings(settings) == ids[:20]
+
+
 def test_an_expired_attempt_is_queued_and_rung_for_in_one_sweep(database, bell, settings) -> None:
     public_id = submit(database, bell, settings, tiny()).row.public_id
     rings(settings)

@@ -14,6 +14,7 @@ from service.store import (
     AttemptRow,
     AttemptState,
     ComparisonRepository,
+    HeldLease,
     Progress,
     Status,
     now,
@@ -40,9 +41,14 @@ def comparison(database, public_id):
         return ComparisonRepository(session).get(public_id)
 
 
-def take_back(database, token, at, max_attempts=3):
+def held(database):
+    with database.read() as session:
+        return AttemptRepository(session).held()
+
+
+def take_back(database, lease, at, max_attempts=3):
     with database.write() as session:
-        return AttemptRepository(session).take_back(token, at, max_attempts)
+        return AttemptRepository(session).take_back(lease, at, max_attempts)
 
 
 def record(database, token, at=NOON):
@@ -118,12 +124,11 @@ def test_a_heartbeat_tells_of_a_cancel(database, queued) -> None:
 def test_an_expired_lease_is_taken_back_once_and_its_late_owner_is_refused(database, queued) -> None:
     claimed = claim(database, queued)
     late = NOON + LEASE + timedelta(seconds=1)
-    with database.read() as session:
-        attempts = AttemptRepository(session)
-        assert attempts.expired_tokens(NOON + LEASE - timedelta(seconds=1)) == []
-        assert attempts.expired_tokens(late) == [claimed.token]
-    assert take_back(database, claimed.token, late)
-    assert not take_back(database, claimed.token, late)
+    (lease,) = held(database)
+    assert lease == HeldLease(claimed.token, NOON, LEASE)
+    assert take_back(database, lease, late)
+    assert not take_back(database, lease, late)
+    assert held(database) == []
     assert comparison(database, queued).status == Status.QUEUED
 
     again = claim(database, queued, "second", late)
@@ -142,18 +147,19 @@ def test_an_expired_lease_is_taken_back_once_and_its_late_owner_is_refused(datab
 def test_an_owner_that_was_heard_of_in_the_meantime_keeps_the_lease(database, queued) -> None:
     claimed = claim(database, queued)
     late = NOON + LEASE + timedelta(seconds=1)
+    (before,) = held(database)
     with database.write() as session:
         AttemptRepository(session).heartbeat(claimed.token, late, LEASE, Progress())
-    assert not take_back(database, claimed.token, late)
+    assert not take_back(database, before, late + LEASE)
     assert comparison(database, queued).status == Status.RUNNING
 
 
 def test_after_max_attempts_lost_the_verdict_is_error_and_says_why(database, queued) -> None:
     at = NOON
     for number in (1, 2):
-        claimed = claim(database, queued, f"w{number}", at)
+        claim(database, queued, f"w{number}", at)
         at += LEASE + timedelta(seconds=1)
-        assert take_back(database, claimed.token, at, max_attempts=2)
+        assert take_back(database, *held(database), at, max_attempts=2)
     row = comparison(database, queued)
     assert (row.status, row.verdict, row.finished_at) == (Status.FINISHED, Verdict.ERROR, at)
     assert row.error == "gave up after 2 lost attempts: the last worker w2 was not heard of for too long"
@@ -168,22 +174,24 @@ def test_a_released_attempt_goes_back_and_does_not_count(database, queued) -> No
         assert (row.status, row.attempts[-1].state, row.ring_after) == (Status.QUEUED, AttemptState.RELEASED, NOON)
     claimed = claim(database, queued)
     assert claimed.number == 4
-    assert take_back(database, claimed.token, NOON + 2 * LEASE, max_attempts=2)
+    assert take_back(database, *held(database), NOON + 2 * LEASE, max_attempts=2)
     assert comparison(database, queued).status == Status.QUEUED
 
 
-@pytest.mark.parametrize("end", ["release", "take_back"])
-def test_what_was_to_be_cancelled_does_not_go_back_to_the_queue(database, queued, end) -> None:
+@pytest.mark.parametrize("end", ["release", "take_back", "record"])
+def test_what_was_to_be_cancelled_ends_as_cancelled(database, queued, end) -> None:
     claimed = claim(database, queued)
     with database.write() as session:
         ComparisonRepository(session).cancel(queued, NOON)
     if end == "release":
         with database.write() as session:
             AttemptRepository(session).release(claimed.token, NOON)
+    elif end == "take_back":
+        take_back(database, *held(database), NOON + 2 * LEASE)
     else:
-        take_back(database, claimed.token, NOON + 2 * LEASE)
+        assert record(database, claimed.token) is Verdict.CANCELLED
     row = comparison(database, queued)
-    assert (row.status, row.verdict) == (Status.FINISHED, Verdict.CANCELLED)
+    assert (row.status, row.verdict, row.attempts[0].gates) == (Status.FINISHED, Verdict.CANCELLED, [])
 
 
 def test_a_document_of_another_version_ends_as_error_and_is_not_claimed_for_ever(database, queued) -> None:
@@ -247,3 +255,19 @@ def test_the_clock_is_utc_and_runs(database) -> None:
         assert abs(moment - datetime.now(UTC)) < timedelta(seconds=10)
         assert now(session) > moment
         assert list(session.scalars(select(AttemptRow))) == []
+
+
+def test_what_is_lost_together_again_and_again_comes_back_apart(database, queued) -> None:
+    with database.write() as session:
+        beside = ComparisonRepository(session).add(tiny(), NOON, ring_after=NOON).public_id
+    waits = []
+    for lost in (1, 2):
+        at = NOON + lost * 2 * LEASE
+        for public_id in (queued, beside):
+            claim(database, public_id, at=at)
+        for lease in held(database):
+            assert take_back(database, lease, at + LEASE)
+        waits.append({comparison(database, public_id).ring_after - (at + LEASE) for public_id in (queued, beside)})
+    assert waits[0] == {timedelta(0)}
+    assert len(waits[1]) == 2
+    assert all(timedelta(0) <= wait <= LEASE for wait in waits[1])
