@@ -67,6 +67,8 @@ class ComparisonRow(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_hash: Mapped[str | None] = mapped_column(String(64))
     rerun_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparisons.id"), index=True)
+    # Read by 0.1.0 alone, which may still run while this version is rolled out. To be dropped with the next one.
+    rings: Mapped[int] = mapped_column(default=1)
     ring_after: Mapped[datetime] = mapped_column(UtcDateTime)
 
     attempts: Mapped[list["AttemptRow"]] = relationship(back_populates="comparison", order_by="AttemptRow.number")
