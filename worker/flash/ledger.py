@@ -7,10 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping
 import torch
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample, Product, scaled
-
-# Elements up to which a contribution is copied beside others of its kind instead of being handled alone.
-SMALL = 2**22
+from worker.flash.contributions import Contribution, PerSample, Product
+from worker.flash.planner import SMALL
 
 Gradients = Iterator[tuple[str, torch.Tensor]]
 
@@ -49,7 +47,7 @@ class Ledger:
             found.update(entry.by_parameter(backend))
         return {name: found[name] for name in self._entries}
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         """Name and clipped gradient of each parameter for factors (B,), in the order of the contributions.
 
         How they are taken together depends on the samples here, the order must not: ranks reduce one by one. What is
@@ -59,7 +57,7 @@ class Ledger:
         for name in list(self._entries):
             entry = self._entries.pop(name)
             if name not in ready:
-                ready.update(entry.gradients(factors))
+                ready.update(entry.gradients(factors, backend))
             yield name, ready.pop(name)
 
 
@@ -75,7 +73,7 @@ class _Entry(ABC):
         """Name and squared norms (B,) of each of these parameters."""
 
     @abstractmethod
-    def gradients(self, factors: torch.Tensor) -> Gradients: ...
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients: ...
 
 
 class _Single(_Entry):
@@ -90,8 +88,8 @@ class _Single(_Entry):
     def by_parameter(self, backend: Backend) -> Gradients:
         yield self._name, self._contribution.squared_norms(backend)
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
-        yield self._name, self._contribution.clipped(factors)
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
+        yield self._name, self._contribution.clipped(factors, backend)
 
 
 class _Joined(_Entry):
@@ -108,8 +106,8 @@ class _Joined(_Entry):
         pieces = self._all.gradients.split([shape.numel() for shape in self._shapes.values()], dim=1)
         yield from zip(self._shapes, (PerSample(piece).squared_norms(backend) for piece in pieces), strict=True)
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
-        pieces = self._all.clipped(factors).split([shape.numel() for shape in self._shapes.values()])
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
+        pieces = self._all.clipped(factors, backend).split([shape.numel() for shape in self._shapes.values()])
         for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True):
             yield name, piece.view(shape)
 
@@ -128,16 +126,16 @@ class _Stacked(_Entry):
     def by_parameter(self, backend: Backend) -> Gradients:
         yield from zip(self._names, self.squared_norms(backend), strict=True)
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         n, a, g = len(self._names), self._activations, self._backprops
-        a = scaled(a, factors.repeat(n)).view(n, -1, a.shape[-1])
+        a = backend.scaled(a, factors.repeat(n)).view(n, -1, a.shape[-1])
         products = g.view(n, -1, g.shape[-1]).transpose(1, 2) @ a
         yield from zip(self._names, products, strict=True)
 
 
 def _kind(contribution: Contribution) -> Hashable | None:
     """What contributions that are handled together have in common; None of one that stays alone."""
-    if isinstance(contribution, PerSample) and contribution.gradients.numel() <= SMALL:
+    if type(contribution) is PerSample and contribution.gradients.numel() <= SMALL:
         return contribution.gradients.dtype
     if isinstance(contribution, Product):
         a, g = contribution.activations, contribution.backprops
