@@ -64,7 +64,7 @@ class PerSample(Contribution):
 
 @dataclass
 class Written(PerSample):
-    """Per-sample gradients of a Linear's weight, (B, d_out, d_in), and their squared norms before rounding, (B,)."""
+    """Per-sample gradients of a Linear's weight, (B, d_out, d_in), and their squared norms, (B,)."""
 
     squares: torch.Tensor
 

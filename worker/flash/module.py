@@ -57,6 +57,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         self._planner = Planner(memory_budget)
         self._names = {module: name for name, module in m.named_modules()}
         self._own = {module: list(self._named_slots(module)) for module in self.iterate_submodules(m)}
+        self._slots = {name: (owner, slot) for own in self._own.values() for owner, slot, name in own}
         self._trainable = [name for name, p in layer_parameters(m) if p.requires_grad]
         self._probe = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] = {}
@@ -158,14 +159,14 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
     def write_gradients(self, factors: torch.Tensor) -> None:
         """Sets `.grad` of every parameter to Σ_i c_i ∇ℓ_i for factors c of shape (B,), after a norm pass."""
         assert self._ledger is not None, "a norm pass comes first"
-        parameters = dict(layer_parameters(self._module))
         with _plain_arithmetic(factors.device):
             for name, gradient in self._ledger.gradients(factors, self.backend):
-                self._write(parameters[name], gradient)
+                owner, slot = self._slots[name]
+                self._write(owner._parameters[slot], gradient)
         self._ledger = None
 
     def _write(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-        parameter.grad = gradient.to(parameter.dtype)
+        parameter.grad = gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
 
     def get_norm_sample(self) -> torch.Tensor:
         """Per-sample gradient norms, (B,), of the last norm pass; also kept as `per_sample_gradient_norms`."""
@@ -174,7 +175,9 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
     def _tap_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         # A forward inside a backward is activation checkpointing: it must repeat the first one, taps and all.
         listening = self.hooks_enabled or self._in_backward
-        if not (listening and module.training and torch.is_grad_enabled() and has_trainable_params(module)):
+        if not (listening and module.training and torch.is_grad_enabled()):
+            return None
+        if not any(owner._parameters[slot].requires_grad for owner, slot, _ in self._own[module]):
             return None
         if not isinstance(output, torch.Tensor):
             raise NotImplementedError(f"{self._describe(module)} must return one tensor, not {type(output).__name__}")

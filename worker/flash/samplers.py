@@ -129,5 +129,7 @@ def _positions(tensor: torch.Tensor) -> torch.Tensor:
 
 def _tokens(tensor: torch.Tensor, last: int) -> torch.Tensor:
     """(B, ..., d_1, ..., d_last) as (B, T, d_1·…·d_last)."""
+    if tensor.dim() == 3 and last == 1:
+        return tensor
     feature = tensor.shape[tensor.dim() - last :].numel()
     return tensor.reshape(tensor.shape[0], tensor.shape[1 : tensor.dim() - last].numel(), feature)

@@ -57,7 +57,8 @@ def linear_gradients(
     squares = _empty_result(backprops)
     for rows in _chunks(batch, d_in * backprops.shape[2]):
         found = _wide(backprops[rows]).transpose(1, 2) @ _wide(activations[rows])
-        gradients[rows], squares[rows] = found, _square_sum(found)
+        gradients[rows] = found
+        squares[rows] = _square_sum(_wide(gradients[rows]))
     return gradients, squares
 
 
