@@ -111,9 +111,8 @@ def main() -> int:
         largest = max(largest, error)
     if not arguments.sharded:
         loss, parameters, name = agreement(device, arguments.kernels, arguments.steps)
-        say(
-            f"\n{arguments.steps} steps beside ghost, σ = 1: losses differ by {loss:.1e}, parameters by {parameters:.1e} ({name})"
-        )
+        say(f"\n{arguments.steps} steps beside ghost, σ = 1: losses differ by {loss:.1e},")
+        say(f"parameters by {parameters:.1e} ({name})")
     if arguments.sharded:
         dist.destroy_process_group()
     return int(largest > LIMIT)

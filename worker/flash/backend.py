@@ -49,8 +49,10 @@ class Backend:
         self._check(ids, backprops)
         return self.functions.embedding_weight(ids, backprops, padding_idx)
 
-    def layer_norm_gradients(self, activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-        """Σ_t g_t ⊙ x̂_t, (B, d), of activations and backprops (B, T, d): x̂ = (x − mean) / sqrt(var + eps) over d."""
+    def layer_norm_gradients(
+        self, activations: torch.Tensor, backprops: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Σ_t g_t ⊙ x̂_t and Σ_t g_t, both (B, d), of activations and backprops (B, T, d): x̂ = (x − mean) / sqrt(var + eps) over d."""
         self._check(activations, backprops)
         return self.functions.layer_norm_gradients(activations, backprops, eps)
 

@@ -92,9 +92,12 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
     return out
 
 
-def layer_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-    """Σ_t g_t ⊙ x̂_t, (B, d); see `Backend.layer_norm_gradients`."""
-    return (F.layer_norm(_wide(activations), activations.shape[2:], eps=eps) * backprops).sum(dim=1)
+def layer_norm_gradients(
+    activations: torch.Tensor, backprops: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_t g_t ⊙ x̂_t and Σ_t g_t, both (B, d); see `Backend.layer_norm_gradients`."""
+    g = _wide(backprops)
+    return (F.layer_norm(_wide(activations), activations.shape[2:], eps=eps) * g).sum(dim=1), g.sum(dim=1)
 
 
 def rms_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:

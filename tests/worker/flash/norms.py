@@ -45,6 +45,13 @@ def close(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found.double().sqrt(), expected.sqrt(), rtol=tolerance, atol=1e-6)
 
 
+def close_layer_norm(found, x, g, tolerance=1e-5):
+    """The gradients of weight and bias have the norms that float64 gives."""
+    weight, bias = found
+    close(weight.square().sum(1), layer_norm(x, g, 1e-5), tolerance)
+    close(bias.square().sum(1), column_sum(g), tolerance)
+
+
 def close_gradients(found, a, g, tolerance=1e-5):
     """Per-sample gradients and their squared norms agree with float64; the gradients are rounded to a's dtype once."""
     gradients, squares = found
