@@ -52,7 +52,8 @@ class Backend:
     def layer_norm_gradients(
         self, activations: torch.Tensor, backprops: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Σ_t g_t ⊙ x̂_t and Σ_t g_t, both (B, d), of activations and backprops (B, T, d): x̂ = (x − mean) / sqrt(var + eps) over d."""
+        """Σ_t g_t ⊙ x̂_t and Σ_t g_t, both (B, d), of activations and backprops (B, T, d): over d,
+        x̂ = (x − mean) / sqrt(var + eps)."""
         self._check(activations, backprops)
         return self.functions.layer_norm_gradients(activations, backprops, eps)
 

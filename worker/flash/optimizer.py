@@ -35,7 +35,7 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):
         """Moves the gradients of the last backward into `summed_grad`."""
         for p in self.params:
             # Moved, not copied: `zero_grad` would clear a gradient in place.
-            gradient, p.grad = p.grad.detach(), None
+            gradient, p.grad = p.grad, None
             p.summed_grad = gradient if p.summed_grad is None else p.summed_grad.add_(gradient)
 
     @torch.no_grad()
@@ -86,7 +86,9 @@ class FSDPOptimizerFlash(DPOptimizerFlash):
     shape from a generator of one seed, and adds its slice.
     """
 
+    @torch.no_grad()
     def scale_grad(self) -> None:
+        """As without FSDP."""
         if self.loss_reduction == "mean":
             # Local: what foreach costs for DTensors on the host is more than the division.
             torch._foreach_div_([p.grad.to_local() for p in self.params], self._divisor())

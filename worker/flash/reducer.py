@@ -21,6 +21,7 @@ class Reducer:
         self._reduced: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._stream: torch.cuda.Stream | None = None
 
+    @torch.no_grad()
     def add(self, parameter: DTensor, gradient: torch.Tensor) -> None:
         """Gives the parameter its gradient, at the latest in `finish`; it has the parameter's dtype and full shape."""
         if not _by_rows(parameter):
@@ -34,6 +35,7 @@ class Reducer:
         if sum(waiting.nbytes for _, waiting in self._waiting) >= BUCKET:
             self._flush()
 
+    @torch.no_grad()
     def finish(self) -> None:
         """Reduces what is left; what comes next on the current stream sees every gradient."""
         self._flush()
