@@ -63,7 +63,8 @@ def build(shape: Shape, mode: str, device: torch.device, kernels: str) -> Step:
         hidden_size=shape.width, num_heads=max(1, shape.width // 64), num_layers=shape.layers, max_length=shape.tokens
     )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[shape.dtype]
-    model = build_model(spec, 0).to(device, dtype)
+    with device:
+        model = build_model(spec, 0).to(dtype)
     if dist.is_initialized():
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for block in model.blocks:
@@ -154,6 +155,7 @@ def main() -> None:
         for mode in modes:
             step = build(shape, mode, device, "triton")
             rows.append((shape, mode, *measure(step, arguments.warmup, arguments.steps, device)))
+            print(f"{shape} {mode}: {rows[-1][2]:.2f} ms", file=sys.stderr, flush=True)
             if arguments.profile and mode.startswith("flash"):
                 profile(step)
             del step

@@ -143,7 +143,8 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         with _plain_arithmetic(loss_per_sample.device):
             # In one order on all ranks.
             ordered = {name: self._contributions[name] for name in reversed(self._trainable)}
-            self._ledger, self._contributions = Ledger(ordered), {}
+            dtypes = {name: owner._parameters[slot].dtype for name, (owner, slot) in self._slots.items()}
+            self._ledger, self._contributions = Ledger(ordered, dtypes), {}
             self.per_sample_gradient_norms = self._squared_norms().sqrt()
         return self.get_clipping_coef()
 
@@ -166,7 +167,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         self._ledger = None
 
     def _write(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-        parameter.grad = gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
+        parameter.grad = gradient
 
     def get_norm_sample(self) -> torch.Tensor:
         """Per-sample gradient norms, (B,), of the last norm pass; also kept as `per_sample_gradient_norms`."""
@@ -237,7 +238,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         """Owner, slot and name of the parameters a tapped layer answers for: FSDP swaps what is in the slots."""
         whole = layer_type(module) not in UNROLLED and self._sampler_name(module) == "functorch"
         for child in module.modules() if whole else [module]:
-            for slot in child._parameters:
+            for slot in (slot for slot, p in child._parameters.items() if p is not None):
                 yield child, slot, f"{self._names[child]}.{slot}".removeprefix(".")
 
     def _sampler_name(self, module: nn.Module) -> str:
