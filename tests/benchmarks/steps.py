@@ -3,8 +3,10 @@
     python -m tests.benchmarks.steps                                        # one GPU
     torchrun --nproc-per-node 4 -m tests.benchmarks.steps --sharded         # FSDP2
 
-Each row is timed with CUDA events: the median of `--steps` steps after `--warmup`; memory is the allocator's peak.
-SGD, σ = 1, C = 1, the transformer of the default workload with other sizes; bf16 means bfloat16 parameters.
+Each row is timed with CUDA events: the median of `--steps` steps after `--warmup`; memory is the allocator's peak. The
+host's time is the median of five steps, each queued to an idle device.
+SGD, σ = 1, C = 1, no noise generator given, the transformer of the default workload with other sizes; bf16 means
+bfloat16 parameters.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import itertools
 import os
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +63,8 @@ def build(shape: Shape, mode: str, device: torch.device, kernels: str) -> Step:
         hidden_size=shape.width, num_heads=max(1, shape.width // 64), num_layers=shape.layers, max_length=shape.tokens
     )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[shape.dtype]
-    model = build_model(spec, 0).to(device, dtype)
+    with device:
+        model = build_model(spec, 0).to(dtype)
     if dist.is_initialized():
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for block in model.blocks:
@@ -79,7 +83,6 @@ def build(shape: Shape, mode: str, device: torch.device, kernels: str) -> Step:
             noise_multiplier=1.0,
             max_grad_norm=1.0,
             poisson_sampling=False,
-            noise_generator=torch.Generator(device).manual_seed(0),
             grad_sample_mode=mode,
         )
 
@@ -91,8 +94,8 @@ def build(shape: Shape, mode: str, device: torch.device, kernels: str) -> Step:
     return step
 
 
-def measure(step: Step, warmup: int, steps: int, device: torch.device) -> tuple[float, float]:
-    """Median milliseconds of a step, and the peak memory in GiB."""
+def measure(step: Step, warmup: int, steps: int, device: torch.device) -> tuple[float, float, float]:
+    """Median milliseconds of a step, the peak memory in GiB, and the host's milliseconds."""
     for _ in range(warmup):
         step()
     torch.cuda.reset_peak_memory_stats(device)
@@ -103,7 +106,17 @@ def measure(step: Step, warmup: int, steps: int, device: torch.device) -> tuple[
         event.record()
     torch.cuda.synchronize(device)
     times = [before.elapsed_time(after) for before, after in itertools.pairwise(events)]
-    return statistics.median(times), torch.cuda.max_memory_allocated(device) / 2**30
+    memory = torch.cuda.max_memory_allocated(device) / 2**30
+    return statistics.median(times), memory, statistics.median(_queued(step) for _ in range(5))
+
+
+def _queued(step: Step) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    elapsed = 1e3 * (time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return elapsed
 
 
 def profile(step: Step) -> None:
@@ -142,6 +155,7 @@ def main() -> None:
         for mode in modes:
             step = build(shape, mode, device, "triton")
             rows.append((shape, mode, *measure(step, arguments.warmup, arguments.steps, device)))
+            print(f"{shape} {mode}: {rows[-1][2]:.2f} ms", file=sys.stderr, flush=True)
             if arguments.profile and mode.startswith("flash"):
                 profile(step)
             del step
@@ -153,16 +167,18 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-def report(rows: list[tuple[Shape, str, float, float]], modes: list[str]) -> None:
+def report(rows: list[tuple[Shape, str, float, float, float]], modes: list[str]) -> None:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     print(f"{ranks} × {torch.cuda.get_device_name()}, torch {torch.__version__}, opacus {opacus.__version__}")
     print(f"command: {' '.join(['python -m tests.benchmarks.steps', *sys.argv[1:]])}")
-    print("| B,T,d,layers,dtype | mode | ms | × none | GiB | × none |\n| --- | --- | --- | --- | --- | --- |")
+    print("| B,T,d,layers,dtype | mode | ms | × none | GiB | × none | host, ms |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     base: dict[Shape, tuple[float, float]] = {}
-    for shape, mode, time, memory in rows:
-        plain_time, plain_memory = base.setdefault(shape, (time, memory))
+    for shape, mode, elapsed, memory, host in rows:
+        plain_time, plain_memory = base.setdefault(shape, (elapsed, memory))
         print(
-            f"| {shape} | {mode} | {time:.2f} | {time / plain_time:.2f} | {memory:.2f} | {memory / plain_memory:.2f} |"
+            f"| {shape} | {mode} | {elapsed:.2f} | {elapsed / plain_time:.2f} | {memory:.2f} "
+            f"| {memory / plain_memory:.2f} | {host:.1f} |"
         )
 
 

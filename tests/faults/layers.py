@@ -25,7 +25,7 @@ def layer_norm_untrained():
     _mark_layer_norms()
     edit(
         "worker.flash.optimizer:DPOptimizerFlash.accumulate",
-        ("p.grad.detach(), None", 'p.grad.detach() * (0 if hasattr(p, "untrained") else 1), None'),
+        ("p.grad, None", 'p.grad * (0 if hasattr(p, "untrained") else 1), None'),
     )
 
 

@@ -43,7 +43,7 @@ def flash_norm_of_layer_norm_not_normalised():
         "worker.flash.samplers:layer_norm",
         (
             "backend.layer_norm_gradients(_tokens(activations[0], len(shape)), g, layer.eps)",
-            "(g * _tokens(activations[0], len(shape))).sum(1)",
+            "((g * _tokens(activations[0], len(shape))).sum(1), g.sum(1))",
         ),
     )
 

@@ -17,6 +17,8 @@ from tests.worker.flash.model import (
     relative,
     unwrapped,
 )
+from worker.flash.philox import normal_run
+from worker.flash.runs import Run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -92,6 +94,42 @@ def test_float32_is_accurate_to_1e_6(kernels, shape, precision):
         assert torch.equal(form(a, g, input_precision=precision), found)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "layouts", "precision"),
+    [
+        (torch.float32, ("contiguous", "contiguous"), "ieee"),
+        (torch.float32, ("contiguous", "transposed"), "fp16x3"),
+        (torch.bfloat16, ("transposed", "contiguous"), "ieee"),
+    ],
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_and_their_weighted_sum(kernels, shape, dtype, layouts, precision):
+    torch.manual_seed(0)
+    batch, tokens, d_in, d_out = shape
+    a = random(batch, tokens, d_in, dtype=dtype, layout=layouts[0])
+    g = random(batch, tokens, d_out, dtype=dtype, layout=layouts[1])
+    norms.close_gradients(kernels.linear_gradients(a, g, input_precision=precision), a, g)
+    factors = torch.rand(batch, device="cuda")
+    norms.close_weighted(kernels.scaled(a, factors), kernels.weighted_sum(a.flatten(1), factors), a, factors)
+
+
+def test_noise():
+    """As plain torch draws it, at any cut, and normal up to far out."""
+    from worker.flash.kernels.noise import NoiseTable
+
+    device, count = torch.device("cuda"), 10_000_000
+    key = torch.tensor([-987654321987654321], device=device)
+    whole, part = torch.zeros(count, device=device), torch.zeros(4_000_001, device=device)
+    NoiseTable([[Run(3, 7, 0, count)]], device).add([whole], key, 2.0)
+    NoiseTable([[Run(3, 7 + 1_234_567, 0, len(part))]], device).add([part], key, 2.0)
+    assert torch.equal(part, whole[1_234_567 : 1_234_567 + len(part)])
+    torch.testing.assert_close(whole, 2 * normal_run(int(key), 3, 7, count, device), rtol=1e-4, atol=1e-5)
+    normal = whole.double() / 2
+    assert abs(normal.mean()) < 5 / count**0.5
+    assert abs(normal.square().mean() - 1) < 5 * (2 / count) ** 0.5
+    assert abs(normal.pow(4).mean() - 3) < 5 * (96 / count) ** 0.5
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_column_sum_and_layer_norm(kernels, shape, dtype):
@@ -101,7 +139,7 @@ def test_column_sum_and_layer_norm(kernels, shape, dtype):
     norms.close(kernels.column_sum(g), norms.column_sum(g))
     if width > 1:
         for x in (random(batch, tokens, width, dtype=dtype), random(batch, tokens, width, dtype=torch.float32)):
-            norms.close(kernels.layer_norm_gradients(x, g, 1e-5).square().sum(1), norms.layer_norm(x, g, 1e-5))
+            norms.close_layer_norm(kernels.layer_norm_gradients(x, g, 1e-5), x, g)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -138,7 +176,7 @@ def test_offsets_beyond_two_to_the_31(kernels):
     norms.close(kernels.linear_direct(view, view, input_precision="ieee"), norms.linear(view, view))
     norms.close(kernels.linear_gram(view, view, input_precision="ieee"), norms.linear(view, view))
     norms.close(kernels.column_sum(view), norms.column_sum(view))
-    norms.close(kernels.layer_norm_gradients(view, view, 1e-5).square().sum(1), norms.layer_norm(view, view, 1e-5))
+    norms.close_layer_norm(kernels.layer_norm_gradients(view, view, 1e-5), view, view)
     ids = torch.randint(0, 4, (2, 16), device="cuda")
     norms.close(kernels.embedding_weight(ids, view, None), norms.embedding(ids, view, None))
 

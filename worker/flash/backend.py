@@ -29,13 +29,31 @@ class Backend:
         self._check(activations, backprops)
         return self.functions.linear_weight(activations, backprops, input_precision=self.input_precision)
 
+    def linear_gradients(self, activations: torch.Tensor, backprops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Σ_t g_t a_tᵀ of each sample, (B, d_out, d_in) of the inputs' dtype, and their squared norms, (B,)."""
+        self._check(activations, backprops)
+        return self.functions.linear_gradients(activations, backprops, input_precision=self.input_precision)
+
+    def weighted_sum(self, gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """Σ_i c_i x_i, (n,), of x (B, n) and c (B,): in float32 (float64 of float64), rounded once to x's dtype."""
+        self._check(gradients, factors)
+        return self.functions.weighted_sum(gradients, factors)
+
+    def scaled(self, tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """c_i x_i of x (B, ...) and c (B,), multiplied in the factors' precision and rounded once."""
+        self._check(tensor, factors)
+        return self.functions.scaled(tensor, factors)
+
     def embedding_weight(self, ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
         """Σ_v ‖Σ_{t: ids_t = v} g_t‖² of ids (B, T) and backprops (B, T, d), rows at `padding_idx` left out."""
         self._check(ids, backprops)
         return self.functions.embedding_weight(ids, backprops, padding_idx)
 
-    def layer_norm_gradients(self, activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-        """Σ_t g_t ⊙ x̂_t, (B, d), of activations and backprops (B, T, d): x̂ = (x − mean) / sqrt(var + eps) over d."""
+    def layer_norm_gradients(
+        self, activations: torch.Tensor, backprops: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Σ_t g_t ⊙ x̂_t and Σ_t g_t, both (B, d), of activations and backprops (B, T, d): over d,
+        x̂ = (x − mean) / sqrt(var + eps)."""
         self._check(activations, backprops)
         return self.functions.layer_norm_gradients(activations, backprops, eps)
 

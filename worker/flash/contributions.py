@@ -26,7 +26,7 @@ class Contribution(ABC):
         """‖g_i‖² of each sample, (B,), float32 or float64."""
 
     @abstractmethod
-    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+    def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         """Σ_i c_i g_i of the parameter's full shape, for factors (B,)."""
 
     @abstractmethod
@@ -48,8 +48,9 @@ class PerSample(Contribution):
         flat = self.gradients.flatten(1)
         return torch.linalg.vector_norm(flat if flat.dtype == torch.float64 else flat.float(), dim=1).square()
 
-    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
-        return torch.tensordot(factors[: len(self.gradients)].to(self.gradients), self.gradients, dims=1)
+    def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
+        flat = self.gradients.flatten(1)
+        return backend.weighted_sum(flat, factors[: len(flat)]).view(self.gradients.shape[1:])
 
     def __add__(self, other: Contribution) -> "PerSample":
         """One call may hold fewer samples: packed sequences shrink as they go."""
@@ -59,6 +60,16 @@ class PerSample(Contribution):
         total = longer.clone()
         total[: len(shorter)] += shorter
         return PerSample(total)
+
+
+@dataclass
+class Written(PerSample):
+    """Per-sample gradients of a Linear's weight, (B, d_out, d_in), and their squared norms, (B,)."""
+
+    squares: torch.Tensor
+
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        return self.squares
 
 
 @dataclass
@@ -75,12 +86,16 @@ class Product(Contribution):
     def squared_norms(self, backend: Backend) -> torch.Tensor:
         return backend.linear_weight(self.activations, self.backprops)
 
-    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+    def written(self, backend: Backend) -> Written:
+        """The per-sample gradients of the pair."""
+        return Written(*backend.linear_gradients(self.activations, self.backprops))
+
+    def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         a, g = self.activations, self.backprops
         if a.shape[-1] < g.shape[-1]:
-            a = scaled(a, factors)
+            a = backend.scaled(a, factors)
         else:
-            g = scaled(g, factors)
+            g = backend.scaled(g, factors)
         return g.reshape(-1, g.shape[-1]).t() @ a.reshape(-1, a.shape[-1])
 
     def __add__(self, other: Contribution) -> "Product":
@@ -108,9 +123,9 @@ class Rows(Contribution):
     def squared_norms(self, backend: Backend) -> torch.Tensor:
         return backend.embedding_weight(self.ids, self.backprops, self.padding_idx)
 
-    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+    def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         padding = -1 if self.padding_idx is None else self.padding_idx
-        g = scaled(self.backprops, factors)
+        g = backend.scaled(self.backprops, factors)
         return torch.ops.aten.embedding_dense_backward(g, self.ids, self.num_embeddings, padding, False)
 
     def __add__(self, other: Contribution) -> "Rows":
@@ -118,8 +133,3 @@ class Rows(Contribution):
             return NotImplemented
         both = torch.cat([self.ids, other.ids], 1), torch.cat([self.backprops, other.backprops], 1)
         return Rows(*both, self.num_embeddings, self.padding_idx)
-
-
-def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Each sample of `tensor` (B, ...) times its factor, multiplied in the factors' precision, rounded once."""
-    return torch.mul(tensor, factors.view(-1, *[1] * (tensor.dim() - 1)), out=torch.empty_like(tensor))

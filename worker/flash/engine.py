@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from worker.flash.backend import get_backend
 from worker.flash.criterion import FlashCriterion
 from worker.flash.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
+from worker.flash.noise import CounterNoise, common_generator
 from worker.flash.optimizer import DistributedDPOptimizerFlash, DPOptimizerFlash, FSDPOptimizerFlash
 
 # Opacus is given these names, so that one with flash modes of its own does not take ours for them.
 INNER_NAMES = {"flash": "clipwatch", "flash_fsdp": "clipwatch_sharded"}
+NOISE = ("opacus", "counter")
 WRAPPERS = {"clipwatch": GradSampleModuleFlash, "clipwatch_sharded": GradSampleModuleFlashFSDP}
 
 
@@ -30,20 +32,37 @@ class PrivacyEngine(opacus.PrivacyEngine):
     modes, as Opacus does for "ghost".
     """
 
-    def __init__(self, *args: Any, kernels: str = "triton", input_precision: str = "fp16x3", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        kernels: str = "triton",
+        input_precision: str = "fp16x3",
+        noise: str | None = None,
+        memory_budget: int | None = None,
+        **kwargs: Any,
+    ):
         """
         Args:
             args, kwargs: as of `opacus.PrivacyEngine`.
             kernels: who computes norms, "triton" or "torch". Never replaced by the other on its own.
             input_precision: how the Triton kernels multiply float32, "fp16x3", "tf32x3" or "ieee": see `get_backend`.
+            noise: whose noise the flash modes add. "opacus": what Opacus draws from the same generator, for every
+                parameter whole. "counter": see `worker.flash.noise`; each rank draws what it holds. By default
+                "opacus" where `make_private` is given a `noise_generator` or the engine is in secure mode, else
+                "counter".
+            memory_budget: bytes that per-sample gradients may take beyond the activations and output gradients they
+                replace, see `Planner`; by default half of what the trainable parameters take on a rank.
 
         Raises:
-            ValueError: unknown `kernels` or `input_precision`; from `make_private`, once a flash mode is asked for.
+            ValueError: unknown `kernels`, `input_precision` or `noise`; from `make_private`, once a flash mode is
+                asked for. Also "counter" in secure mode.
             ImportError: "triton" where it is not installed; likewise.
         """
         super().__init__(*args, **kwargs)
         self.kernels = kernels
         self.input_precision = input_precision
+        self.noise = noise
+        self.memory_budget = memory_budget
         self._sharded = False
 
     def make_private(
@@ -70,6 +89,8 @@ class PrivacyEngine(opacus.PrivacyEngine):
         if inner_name not in WRAPPERS:
             return super().make_private(**kwargs)
         _refuse(module, grad_sample_mode, kwargs)
+        if self.noise not in (None, *NOISE) or (self.noise == "counter" and self.secure_mode):
+            raise ValueError(f"noise must be one of {', '.join(NOISE)}, in secure mode opacus, not {self.noise!r}")
         module, optimizer, data_loader = super().make_private(**kwargs)
         # Opacus sets attributes on the criterion, and its default one is shared by all calls.
         criterion = copy.copy(criterion) if criterion is not None else nn.CrossEntropyLoss(reduction=loss_reduction)
@@ -84,7 +105,7 @@ class PrivacyEngine(opacus.PrivacyEngine):
         options = {name: kwargs[name] for name in ("batch_first", "loss_reduction", "max_grad_norm")}
         backend = get_backend(self.kernels, self.input_precision)
         if not isinstance(module, AbstractGradSampleModule):
-            return WRAPPERS[mode](module, backend=backend, **options)
+            return WRAPPERS[mode](module, backend=backend, memory_budget=self.memory_budget, **options)
         options["backend"] = backend
         if type(module) is not WRAPPERS[mode] or any(getattr(module, key) != options[key] for key in options):
             raise ValueError("the module is wrapped already, in another way; pass the plain nn.Module instead")
@@ -118,13 +139,22 @@ class PrivacyEngine(opacus.PrivacyEngine):
         if self._sharded and not distributed:
             expected_batch_size /= torch.distributed.get_world_size()
         flat = DistributedDPOptimizerFlash if distributed else DPOptimizerFlash
+        counter = self._counter_noise(optimizer, noise_generator)
         return (FSDPOptimizerFlash if self._sharded else flat)(
             optimizer.original_optimizer if isinstance(optimizer, DPOptimizer) else optimizer,
             expected_batch_size=expected_batch_size,
-            generator=self.secure_rng if self.secure_mode else noise_generator,
+            generator=counter.generator if counter else self.secure_rng if self.secure_mode else noise_generator,
             secure_mode=self.secure_mode,
+            counter=counter,
             **kwargs,
         )
+
+    def _counter_noise(self, optimizer: torch.optim.Optimizer, given: torch.Generator | None) -> CounterNoise | None:
+        default = "opacus" if self.secure_mode or given is not None else "counter"
+        if (self.noise or default) == "opacus":
+            return None
+        device = optimizer.param_groups[0]["params"][0].device
+        return CounterNoise(given if given is not None else common_generator(device), self.kernels)
 
 
 def _refuse(module: nn.Module, mode: str, arguments: dict[str, Any]) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping
 import torch
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample, Product, scaled
-
-# Elements up to which a contribution is copied beside others of its kind instead of being handled alone.
-SMALL = 2**22
+from worker.flash.contributions import Contribution, PerSample, Product
+from worker.flash.planner import SMALL
 
 Gradients = Iterator[tuple[str, torch.Tensor]]
 
@@ -18,8 +16,12 @@ Gradients = Iterator[tuple[str, torch.Tensor]]
 class Ledger:
     """What all parameters contribute. `gradients` may be asked for once, after the norms."""
 
-    def __init__(self, contributions: Mapping[str, Contribution]):
+    def __init__(self, contributions: Mapping[str, Contribution], dtypes: Mapping[str, torch.dtype]):
         """
+        Args:
+            contributions: by the parameter's name.
+            dtypes: of the parameters, by the same names; gradients are rounded to them.
+
         Raises:
             ValueError: contributions disagree about the number of samples.
         """
@@ -31,16 +33,17 @@ class Ledger:
             )
         alike: dict[Hashable, dict[str, Contribution]] = defaultdict(dict)
         for name, contribution in contributions.items():
-            alike[_kind(contribution) or name][name] = contribution
+            kind = _kind(contribution)
+            alike[(kind, dtypes[name]) if kind else name][name] = contribution
         found: dict[str, _Entry] = {}
         for members in alike.values():
-            found.update(dict.fromkeys(members, _entry(members)))
+            found.update(dict.fromkeys(members, _entry(members, dtypes[next(iter(members))])))
         self._entries = {name: found[name] for name in contributions}
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
         """Squared norms of each sample's gradient by all parameters together, (B,)."""
         entries = dict.fromkeys(self._entries.values())
-        return torch.stack([entry.squared_norms(backend).sum(dim=0) for entry in entries]).sum(dim=0)
+        return torch.cat([entry.squared_norms(backend) for entry in entries]).sum(dim=0)
 
     def squared_norms_by_parameter(self, backend: Backend) -> dict[str, torch.Tensor]:
         """Squared norms of each sample's gradient by each parameter, (B,): slower, for those who look for a fault."""
@@ -49,7 +52,7 @@ class Ledger:
             found.update(entry.by_parameter(backend))
         return {name: found[name] for name in self._entries}
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         """Name and clipped gradient of each parameter for factors (B,), in the order of the contributions.
 
         How they are taken together depends on the samples here, the order must not: ranks reduce one by one. What is
@@ -59,7 +62,7 @@ class Ledger:
         for name in list(self._entries):
             entry = self._entries.pop(name)
             if name not in ready:
-                ready.update(entry.gradients(factors))
+                ready.update(entry.gradients(factors, backend))
             yield name, ready.pop(name)
 
 
@@ -75,13 +78,14 @@ class _Entry(ABC):
         """Name and squared norms (B,) of each of these parameters."""
 
     @abstractmethod
-    def gradients(self, factors: torch.Tensor) -> Gradients: ...
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients: ...
 
 
 class _Single(_Entry):
     """One contribution by itself."""
 
-    def __init__(self, members: Mapping[str, Contribution]):
+    def __init__(self, members: Mapping[str, Contribution], dtype: torch.dtype):
+        self._dtype = dtype
         [(self._name, self._contribution)] = members.items()
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
@@ -90,14 +94,15 @@ class _Single(_Entry):
     def by_parameter(self, backend: Backend) -> Gradients:
         yield self._name, self._contribution.squared_norms(backend)
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
-        yield self._name, self._contribution.clipped(factors)
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
+        yield self._name, self._contribution.clipped(factors, backend).to(self._dtype)
 
 
 class _Joined(_Entry):
     """Per-sample gradients side by side, as one of all their parameters, (B, P)."""
 
-    def __init__(self, members: Mapping[str, PerSample]):
+    def __init__(self, members: Mapping[str, PerSample], dtype: torch.dtype):
+        self._dtype = dtype
         self._shapes = {name: member.gradients.shape[1:] for name, member in members.items()}
         self._all = PerSample(torch.cat([member.gradients.flatten(1) for member in members.values()], 1))
 
@@ -108,8 +113,12 @@ class _Joined(_Entry):
         pieces = self._all.gradients.split([shape.numel() for shape in self._shapes.values()], dim=1)
         yield from zip(self._shapes, (PerSample(piece).squared_norms(backend) for piece in pieces), strict=True)
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
-        pieces = self._all.clipped(factors).split([shape.numel() for shape in self._shapes.values()])
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
+        pieces = (
+            self._all.clipped(factors, backend)
+            .to(self._dtype)
+            .split([shape.numel() for shape in self._shapes.values()])
+        )
         for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True):
             yield name, piece.view(shape)
 
@@ -117,7 +126,8 @@ class _Joined(_Entry):
 class _Stacked(_Entry):
     """Products of one shape as one of n·B samples."""
 
-    def __init__(self, members: Mapping[str, Product]):
+    def __init__(self, members: Mapping[str, Product], dtype: torch.dtype):
+        self._dtype = dtype
         self._names, parts = list(members), list(members.values())
         self._activations = torch.cat([part.activations for part in parts])
         self._backprops = torch.cat([part.backprops for part in parts])
@@ -128,16 +138,16 @@ class _Stacked(_Entry):
     def by_parameter(self, backend: Backend) -> Gradients:
         yield from zip(self._names, self.squared_norms(backend), strict=True)
 
-    def gradients(self, factors: torch.Tensor) -> Gradients:
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         n, a, g = len(self._names), self._activations, self._backprops
-        a = scaled(a, factors.repeat(n)).view(n, -1, a.shape[-1])
-        products = g.view(n, -1, g.shape[-1]).transpose(1, 2) @ a
+        a = backend.scaled(a, factors.repeat(n)).view(n, -1, a.shape[-1])
+        products = (g.view(n, -1, g.shape[-1]).transpose(1, 2) @ a).to(self._dtype)
         yield from zip(self._names, products, strict=True)
 
 
 def _kind(contribution: Contribution) -> Hashable | None:
     """What contributions that are handled together have in common; None of one that stays alone."""
-    if isinstance(contribution, PerSample) and contribution.gradients.numel() <= SMALL:
+    if type(contribution) is PerSample and contribution.gradients.numel() <= SMALL:
         return contribution.gradients.dtype
     if isinstance(contribution, Product):
         a, g = contribution.activations, contribution.backprops
@@ -146,7 +156,8 @@ def _kind(contribution: Contribution) -> Hashable | None:
     return None
 
 
-def _entry(members: Mapping[str, Contribution]) -> _Entry:
-    if _kind(next(iter(members.values()))) is None:
-        return _Single(members)
-    return _Joined(members) if isinstance(next(iter(members.values())), PerSample) else _Stacked(members)
+def _entry(members: Mapping[str, Contribution], dtype: torch.dtype) -> _Entry:
+    first = next(iter(members.values()))
+    if _kind(first) is None:
+        return _Single(members, dtype)
+    return _Joined(members, dtype) if isinstance(first, PerSample) else _Stacked(members, dtype)

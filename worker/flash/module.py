@@ -12,12 +12,14 @@ from opacus.layers.dp_rnn import RNNLinear
 from opacus.utils.module_utils import has_trainable_params
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample
+from worker.flash.contributions import Contribution, PerSample, Product
 from worker.flash.layers import UNROLLED, layer_parameters, layer_type, prepare_functorch, refuse_shared_parameters
 from worker.flash.ledger import Ledger
+from worker.flash.planner import Choice, Linear, Planner
+from worker.flash.reducer import Reducer
 from worker.flash.samplers import FLASH_NORM_SAMPLERS
 from worker.flash.tap import Inputs, tap
 
@@ -33,11 +35,12 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
     norm pass one by one, (B,).
     """
 
-    def __init__(self, m: nn.Module, *, backend: Backend, **kwargs: Any):
+    def __init__(self, m: nn.Module, *, backend: Backend, memory_budget: int | None = None, **kwargs: Any):
         """
         Args:
             m: the module to wrap.
             backend: see `get_backend`.
+            memory_budget: see `Planner`; by default half of what the trainable parameters take on this rank.
             kwargs: as of `GradSampleModuleFastGradientClipping`.
 
         Raises:
@@ -49,7 +52,12 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         refuse_shared_parameters(m)
         super().__init__(m, **kwargs)
         self.backend = backend
+        if memory_budget is None:
+            memory_budget = sum(p.nbytes for p in map(_local, m.parameters()) if p.requires_grad) // 2
+        self._planner = Planner(memory_budget)
         self._names = {module: name for name, module in m.named_modules()}
+        self._own = {module: list(self._named_slots(module)) for module in self.iterate_submodules(m)}
+        self._slots = {name: (owner, slot) for own in self._own.values() for owner, slot, name in own}
         self._trainable = [name for name, p in layer_parameters(m) if p.requires_grad]
         self._probe = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] = {}
@@ -67,6 +75,15 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
     def input_precision(self) -> str:
         """How the Triton kernels multiply float32: "ieee" or "tf32x3"."""
         return self.backend.input_precision
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes that written per-sample gradients may take beyond the pairs they replace."""
+        return self._planner.memory_budget
+
+    def plan(self) -> list[Choice]:
+        """What the last backward kept of each Linear weight, and which form its norm took; `str` of each is a line."""
+        return list(self._planner.plan.values())
 
     def iterate_submodules(self, module: nn.Module) -> Iterable[nn.Module]:
         """The layers to tap. One that no sampler knows is left whole to functorch: its children are not visited."""
@@ -109,9 +126,12 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         if not self.hooks_enabled:
             raise RuntimeError("the hooks of this module are disabled or removed")
         self._contributions, self._ledger = {}, None
+        self._planner.begin()
         self._in_backward = True
         try:
-            torch.autograd.grad(loss_per_sample.sum(), self._probe, allow_unused=True)
+            # What the taps compute in the backward inherits that no autocast is on.
+            with torch.autocast(loss_per_sample.device.type, enabled=False):
+                torch.autograd.grad(loss_per_sample.sum(), self._probe, allow_unused=True)
         finally:
             self._in_backward = False
         missing = [name for name in self._trainable if name not in self._contributions]
@@ -123,7 +143,8 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         with _plain_arithmetic(loss_per_sample.device):
             # In one order on all ranks.
             ordered = {name: self._contributions[name] for name in reversed(self._trainable)}
-            self._ledger, self._contributions = Ledger(ordered), {}
+            dtypes = {name: owner._parameters[slot].dtype for name, (owner, slot) in self._slots.items()}
+            self._ledger, self._contributions = Ledger(ordered, dtypes), {}
             self.per_sample_gradient_norms = self._squared_norms().sqrt()
         return self.get_clipping_coef()
 
@@ -139,14 +160,14 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
     def write_gradients(self, factors: torch.Tensor) -> None:
         """Sets `.grad` of every parameter to Σ_i c_i ∇ℓ_i for factors c of shape (B,), after a norm pass."""
         assert self._ledger is not None, "a norm pass comes first"
-        parameters = dict(layer_parameters(self._module))
         with _plain_arithmetic(factors.device):
-            for name, gradient in self._ledger.gradients(factors):
-                self._write(parameters[name], gradient)
+            for name, gradient in self._ledger.gradients(factors, self.backend):
+                owner, slot = self._slots[name]
+                self._write(owner._parameters[slot], gradient)
         self._ledger = None
 
     def _write(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-        parameter.grad = gradient.to(parameter.dtype)
+        parameter.grad = gradient
 
     def get_norm_sample(self) -> torch.Tensor:
         """Per-sample gradient norms, (B,), of the last norm pass; also kept as `per_sample_gradient_norms`."""
@@ -155,7 +176,9 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
     def _tap_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         # A forward inside a backward is activation checkpointing: it must repeat the first one, taps and all.
         listening = self.hooks_enabled or self._in_backward
-        if not (listening and module.training and torch.is_grad_enabled() and has_trainable_params(module)):
+        if not (listening and module.training and torch.is_grad_enabled()):
+            return None
+        if not any(owner._parameters[slot].requires_grad for owner, slot, _ in self._own[module]):
             return None
         if not isinstance(output, torch.Tensor):
             raise NotImplementedError(f"{self._describe(module)} must return one tensor, not {type(output).__name__}")
@@ -169,14 +192,26 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         if not self.batch_first and layer_type(module) is not RNNLinear:
             activations = [t.transpose(0, 1) for t in activations]
             backprops = backprops.transpose(0, 1)
-        with _plain_arithmetic(backprops.device):
-            sampler = FLASH_NORM_SAMPLERS.get(layer_type(module), self._per_sample)
-            for name, contribution in self._by_name(
-                module, sampler(module, activations, backprops, self.backend)
-            ).items():
-                if name in self._contributions:
-                    contribution = self._added(module, self._contributions[name], contribution)
-                self._contributions[name] = contribution
+        sampler = FLASH_NORM_SAMPLERS.get(layer_type(module), self._per_sample)
+        found = sampler(module, activations, backprops, self.backend)
+        for parent, slot, name in self._own[module]:
+            contribution = found.get(parent._parameters[slot])
+            if contribution is None or not parent._parameters[slot].requires_grad:
+                continue
+            earlier = self._contributions.get(name)
+            if type(contribution) is Product:
+                contribution = self._planned(name, contribution, earlier)
+            if earlier is not None:
+                contribution = self._added(module, earlier, contribution)
+            self._contributions[name] = contribution
+
+    def _planned(self, name: str, pair: Product, earlier: Contribution | None) -> Contribution:
+        """The pair, or its per-sample gradients written; a layer's later calls in a backward follow the first."""
+        a, g = pair.activations, pair.backprops
+        if earlier is not None:
+            return pair if isinstance(earlier, Product) else pair.written(self.backend)
+        shape = Linear(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision)
+        return pair.written(self.backend) if self._planner.writes(name, shape, a.data_ptr()) else pair
 
     def _added(self, module: nn.Module, earlier: Contribution, later: Contribution) -> Contribution:
         try:
@@ -199,10 +234,12 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
             found = self.GRAD_SAMPLERS[layer_type(module)](module, activations, backprops)
         return {p: PerSample(gradients) for p, gradients in found.items()}
 
-    def _by_name(self, module: nn.Module, found: dict[nn.Parameter, torch.Tensor]) -> dict[str, torch.Tensor]:
-        prefix = self._names[module]
-        names = {p: f"{prefix}.{name}" if prefix else name for name, p in module.named_parameters()}
-        return {names[p]: value for p, value in found.items() if p.requires_grad}
+    def _named_slots(self, module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+        """Owner, slot and name of the parameters a tapped layer answers for: FSDP swaps what is in the slots."""
+        whole = layer_type(module) not in UNROLLED and self._sampler_name(module) == "functorch"
+        for child in module.modules() if whole else [module]:
+            for slot in (slot for slot, p in child._parameters.items() if p is not None):
+                yield child, slot, f"{self._names[child]}.{slot}".removeprefix(".")
 
     def _sampler_name(self, module: nn.Module) -> str:
         kind = layer_type(module)
@@ -233,12 +270,19 @@ class GradSampleModuleFlashFSDP(GradSampleModuleFlash):
             if p.requires_grad and p.device_mesh.size() != torch.distributed.get_world_size():
                 raise ValueError(f"{name} must be sharded or replicated over all ranks, not {p.device_mesh}")
         super().__init__(m, **kwargs)
+        self._reducer = Reducer()
+
+    def write_gradients(self, factors: torch.Tensor) -> None:
+        """As without FSDP, with gradients that are summed over all ranks and placed like their parameters."""
+        super().write_gradients(factors)
+        self._reducer.finish()
 
     def _write(self, parameter: DTensor, gradient: torch.Tensor) -> None:
-        """Reduces the gradient over ranks into the parameter's placement, once, while the next one is computed."""
-        mesh = parameter.device_mesh
-        partial = DTensor.from_local(gradient.to(parameter.dtype), mesh, [Partial()] * mesh.ndim, run_check=False)
-        parameter.grad = partial.redistribute(placements=parameter.placements, async_op=True)
+        self._reducer.add(parameter, gradient.to(parameter.dtype))
+
+
+def _local(p: torch.Tensor) -> torch.Tensor:
+    return p.to_local() if isinstance(p, DTensor) else p
 
 
 @contextmanager

@@ -69,13 +69,15 @@ def layer_norm(
     layer: nn.LayerNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
 ) -> Contributions:
     """Weight and bias of a LayerNorm; activations and backprops (B, ..., *normalized_shape)."""
-    found: Contributions = {}
     shape = tuple(layer.normalized_shape)
     g = _tokens(backprops, len(shape))
-    if layer.weight.requires_grad:
-        gradients = backend.layer_norm_gradients(_tokens(activations[0], len(shape)), g, layer.eps)
-        found[layer.weight] = PerSample(gradients.view(-1, *shape))
-    return found | _bias(layer, g)
+    if not layer.weight.requires_grad:
+        return _bias(layer, g)
+    weight, bias = backend.layer_norm_gradients(_tokens(activations[0], len(shape)), g, layer.eps)
+    found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = PerSample(bias.reshape(-1, *shape))
+    return found
 
 
 @register_flash_norm_sampler(nn.RMSNorm)
@@ -129,5 +131,7 @@ def _positions(tensor: torch.Tensor) -> torch.Tensor:
 
 def _tokens(tensor: torch.Tensor, last: int) -> torch.Tensor:
     """(B, ..., d_1, ..., d_last) as (B, T, d_1·…·d_last)."""
+    if tensor.dim() == 3 and last == 1:
+        return tensor
     feature = tensor.shape[tensor.dim() - last :].numel()
     return tensor.reshape(tensor.shape[0], tensor.shape[1 : tensor.dim() - last].numel(), feature)

@@ -48,6 +48,31 @@ def _gram(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     return total.clamp_(min=0)
 
 
+def linear_gradients(
+    activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str = "ieee"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_t g_t a_tᵀ, (B, d_out, d_in), and squared norms, (B,); see `Backend.linear_gradients`."""
+    batch, _, d_in = activations.shape
+    gradients = backprops.new_empty(batch, backprops.shape[2], d_in)
+    squares = _empty_result(backprops)
+    for rows in _chunks(batch, d_in * backprops.shape[2]):
+        found = _wide(backprops[rows]).transpose(1, 2) @ _wide(activations[rows])
+        gradients[rows] = found
+        squares[rows] = _square_sum(_wide(gradients[rows]))
+    return gradients, squares
+
+
+def weighted_sum(gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Σ_i c_i x_i, (n,); see `Backend.weighted_sum`."""
+    wide = _wide(gradients)
+    return (factors.to(wide.dtype) @ wide).to(gradients.dtype)
+
+
+def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """c_i x_i; see `Backend.scaled`."""
+    return torch.mul(tensor, factors.view(-1, *[1] * (tensor.dim() - 1)), out=torch.empty_like(tensor))
+
+
 def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
     """Σ_v ‖Σ_{t: ids_t = v} g_t‖², (B,); see `Backend.embedding_weight`."""
     batch, tokens, width = backprops.shape
@@ -67,9 +92,12 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
     return out
 
 
-def layer_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-    """Σ_t g_t ⊙ x̂_t, (B, d); see `Backend.layer_norm_gradients`."""
-    return (F.layer_norm(_wide(activations), activations.shape[2:], eps=eps) * backprops).sum(dim=1)
+def layer_norm_gradients(
+    activations: torch.Tensor, backprops: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_t g_t ⊙ x̂_t and Σ_t g_t, both (B, d); see `Backend.layer_norm_gradients`."""
+    g = _wide(backprops)
+    return (F.layer_norm(_wide(activations), activations.shape[2:], eps=eps) * g).sum(dim=1), g.sum(dim=1)
 
 
 def rms_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:

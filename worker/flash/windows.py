@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, scaled
+from worker.flash.contributions import Contribution
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -44,13 +44,13 @@ class Windows(Contribution):
         ]
         return torch.cat(squares).sum(1)
 
-    def clipped(self, factors: torch.Tensor) -> torch.Tensor:
+    def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         layer, g = self.layer, self.backprops
         shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
         if not len(g):
             return g.new_zeros(shape)
         _, gradient, _ = torch.ops.aten.convolution_backward(
-            scaled(g, factors),
+            backend.scaled(g, factors),
             _padded(layer, self.activations),
             g.new_empty(shape),
             None,

@@ -12,10 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tests.worker.flash.model import make_model, make_private, pairwise, unwrapped
+from tests.worker.flash.model import make_model, make_private, pairwise, quiet_engine, unwrapped
 
 CASES = [("flash_fsdp", *case) for case in pairwise(["mean", "sum"], [0.0, 1.0])]
 CASES += [("flash", "mean", 1.0), ("flash", "sum", 0.0), ("hsdp", "mean", 1.0)]
+CASES += [("counter", "sum", 1.0), ("counter_hsdp", "mean", 1.0)]
 LR = 0.02
 
 
@@ -47,12 +48,21 @@ def deal(count: int, world: int) -> list[range]:
     return [range(first), *(range(rest[k], rest[k + 1]) for k in range(world - 1))]
 
 
-def train(mode, reduction, sigma, rank, world, wrap):
+def noise_of(case) -> str:
+    return "counter" if case[0].startswith("counter") else "opacus"
+
+
+def train(mode, reduction, sigma, rank, world, wrap, noise="opacus"):
     """Two virtual steps an optimizer step, over batches of 8, 8 and 2."""
     model = wrap(make_model())
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     engine, module, optimizer, criterion, loader = make_private(
-        model, mode, reduction=reduction, sigma=sigma, optimizer=optimizer
+        model,
+        mode,
+        reduction=reduction,
+        sigma=sigma,
+        optimizer=optimizer,
+        engine=quiet_engine(kernels="torch", noise=noise),
     )
     norms, gradients = [], []
     for ids, labels in loader:
@@ -89,10 +99,11 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     results = {}
     wrappers = {"flash": ("flash", DPDDP), "flash_fsdp": ("flash_fsdp", shard), "hsdp": ("flash_fsdp", shard_hybrid)}
+    wrappers |= {"counter": wrappers["flash_fsdp"], "counter_hsdp": wrappers["hsdp"]}
     for case in CASES:
         name, reduction, sigma = case
         mode, wrap = wrappers[name]
-        results[case] = train(mode, reduction, sigma, rank, world, wrap)
+        results[case] = train(mode, reduction, sigma, rank, world, wrap, noise_of(case))
     if rank == 0:
         torch.save(results, sys.argv[1])
     dist.barrier()

@@ -15,8 +15,11 @@ from worker.flash.backend import INPUT_PRECISIONS
 from worker.flash.kernels.linear_direct import direct
 from worker.flash.kernels.linear_gram import Blocks as GramBlocks
 from worker.flash.kernels.linear_gram import cut, gram
+from worker.flash.kernels.noise import NoiseTable
 from worker.flash.kernels.operand import describable
 from worker.flash.kernels.split import multiplied, split
+from worker.flash.philox import normal_run
+from worker.flash.runs import Run
 
 torch.set_num_threads(1)
 awkward = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -149,6 +152,54 @@ def test_pieces_add_up(size):
 
 
 @given(data=st.data())
+@settings(awkward, max_examples=25)
+def test_linear_gradients(data):
+    batch, length, dtype = data.draw(batches), data.draw(tokens), data.draw(dtypes)
+    a = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
+    g = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
+    precision = data.draw(st.sampled_from(INPUT_PRECISIONS))
+    norms.close_gradients(kernels.linear_gradients(a, g, input_precision=precision), a, g)
+
+
+def test_linear_gradients_in_pieces(monkeypatch):
+    """Samples of very different size, some at a time."""
+    a, g = torch.randn(5, 20, 33), torch.randn(5, 20, 50) * torch.logspace(-12, 12, 5)[:, None, None]
+    monkeypatch.setattr(sys.modules["worker.flash.kernels.split"], "_WORKSPACE", 2 * 4 * 20 * 83)
+    monkeypatch.setattr(sys.modules["worker.flash.kernels.split"], "_REUSE", 1)
+    norms.close_gradients(kernels.linear_gradients(a, g, input_precision="fp16x3"), a, g)
+
+
+@given(data=st.data())
+@settings(awkward, max_examples=25)
+def test_scaled_and_weighted_sum(data):
+    x = data.draw(norms.tensors(data.draw(batches), data.draw(tokens), data.draw(widths), data.draw(dtypes)))
+    factors = torch.rand(len(x))
+    norms.close_weighted(kernels.scaled(x, factors), kernels.weighted_sum(x.flatten(1), factors), x, factors)
+
+
+@given(
+    places=st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 5000)), min_size=1, max_size=3),
+    key=st.integers(-(2**63), 2**63 - 1),
+)
+@settings(awkward, max_examples=10)
+def test_noise_is_that_of_plain_torch(places, key):
+    tensors = [torch.zeros(count) for _, count in places]
+    runs = [[Run(i, first, 0, count)] for i, (first, count) in enumerate(places)]
+    NoiseTable(runs, torch.device("cpu")).add(tensors, torch.tensor([key]), 2.0)
+    for tensor, [run] in zip(tensors, runs, strict=True):
+        expected = 2 * normal_run(key, run.parameter, run.first, run.count, tensor.device)
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_noise_is_rounded_once():
+    before = torch.randn(3000).bfloat16()
+    after, exact = before.clone(), before.float()
+    for tensor in (after, exact):
+        NoiseTable([[Run(0, 5, 0, 3000)]], torch.device("cpu")).add([tensor], torch.tensor([9]), 0.5)
+    assert torch.equal(after, exact.bfloat16())
+
+
+@given(data=st.data())
 @awkward
 def test_column_sum(data):
     g = data.draw(
@@ -163,7 +214,7 @@ def test_layer_norm(data):
     batch, length, width = data.draw(batches), data.draw(tokens), data.draw(st.integers(2, 150))
     x = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
     g = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
-    norms.close(kernels.layer_norm_gradients(x, g, 1e-5).square().sum(1), norms.layer_norm(x, g, 1e-5))
+    norms.close_layer_norm(kernels.layer_norm_gradients(x, g, 1e-5), x, g)
 
 
 @given(data=st.data())
@@ -187,7 +238,7 @@ def test_group_norm(data):
 
 def test_layer_norm_far_from_zero():
     x, g = 300 + torch.randn(2, 9, 64), torch.randn(2, 9, 64)
-    norms.close(kernels.layer_norm_gradients(x, g, 1e-5).square().sum(1), norms.layer_norm(x, g, 1e-5), tolerance=3e-5)
+    norms.close_layer_norm(kernels.layer_norm_gradients(x, g, 1e-5), x, g, tolerance=3e-5)
 
 
 @given(data=st.data())
@@ -207,7 +258,7 @@ def test_no_tokens():
         kernels.linear_direct(empty, empty, input_precision="ieee"),
         kernels.linear_gram(empty, empty, input_precision="ieee"),
         kernels.column_sum(empty),
-        kernels.layer_norm_gradients(empty, empty, 1e-5).square().sum(1),
+        kernels.layer_norm_gradients(empty, empty, 1e-5)[0].square().sum(1),
         kernels.embedding_weight(ids, empty, None),
     ):
         assert found.tolist() == [0.0, 0.0, 0.0]

@@ -112,7 +112,7 @@ def make_private(
         max_grad_norm=clip,
         poisson_sampling=False,
         loss_reduction=reduction,
-        noise_generator=torch.Generator(device).manual_seed(seed),
+        noise_generator=kwargs.pop("noise_generator", torch.Generator(device).manual_seed(seed)),
         grad_sample_mode=mode,
         **kwargs,
     )

@@ -45,6 +45,35 @@ def close(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found.double().sqrt(), expected.sqrt(), rtol=tolerance, atol=1e-6)
 
 
+def close_layer_norm(found, x, g, tolerance=1e-5):
+    """The gradients of weight and bias have the norms that float64 gives."""
+    weight, bias = found
+    close(weight.square().sum(1), layer_norm(x, g, 1e-5), tolerance)
+    close(bias.square().sum(1), column_sum(g), tolerance)
+
+
+def close_gradients(found, a, g, tolerance=1e-5):
+    """Per-sample gradients and their squared norms agree with float64; the gradients are rounded to a's dtype once."""
+    gradients, squares = found
+    expected = torch.einsum("btd,btp->bpd", a.double(), g.double())
+    assert gradients.dtype == a.dtype
+    scale = expected.abs().amax((1, 2), keepdim=True).clamp(min=1e-300)
+    error = (gradients.double() - expected).abs() / scale
+    assert error.numel() == 0 or error.max() < tolerance + torch.finfo(a.dtype).eps
+    # Of 16 bits the norms are those of what was rounded.
+    close(squares, linear(a, g) if a.dtype == torch.float32 else gradients.double().square().sum((1, 2)), tolerance)
+
+
+def close_weighted(scaled, total, x, factors):
+    """c_i x_i and Σ c_i x_i agree with float64 but for one rounding."""
+    expected = factors.double().view(-1, 1, 1) * x.double()
+    eps = torch.finfo(x.dtype).eps
+    torch.testing.assert_close(scaled.double(), expected, rtol=eps, atol=1e-7)
+    assert scaled.dtype == total.dtype == x.dtype
+    reach = expected.abs().sum(0).flatten()
+    assert ((total.double() - expected.sum(0).flatten()).abs() <= (eps + 1e-6) * reach + 1e-7).all()
+
+
 @st.composite
 def tensors(draw, batch, tokens, width, dtype):
     """(B, T, d) with one of four layouts: contiguous, transposed, every second column, or expanded over samples."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.worker.flash.distributed_arm import CASES, deal, train
+from tests.worker.flash.distributed_arm import CASES, deal, noise_of, train
 from tests.worker.flash.model import relative
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +26,7 @@ def torchrun(world: int, output: Path) -> dict:
 @pytest.fixture(scope="module")
 def single():
     """The same training in this process, not distributed."""
-    return {case: train("flash", *case[1:], 0, 1, lambda model: model) for case in CASES}
+    return {case: train("flash", *case[1:], 0, 1, lambda model: model, noise_of(case)) for case in CASES}
 
 
 def test_slices_are_uneven_and_empty():

@@ -10,8 +10,9 @@ from worker.flash.kernels.column_sum import column_sum
 from worker.flash.kernels.embedding import embedding_weight
 from worker.flash.kernels.layer_norm import group_norm_gradients, layer_norm_gradients, rms_norm_gradients
 from worker.flash.kernels.linear import linear_weight
-from worker.flash.kernels.linear_direct import linear_direct
+from worker.flash.kernels.linear_direct import linear_direct, linear_gradients
 from worker.flash.kernels.linear_gram import linear_gram
+from worker.flash.kernels.weighted import scaled, weighted_sum
 
 __all__ = [
     "column_sum",
@@ -19,7 +20,10 @@ __all__ = [
     "group_norm_gradients",
     "layer_norm_gradients",
     "linear_direct",
+    "linear_gradients",
     "linear_gram",
     "linear_weight",
     "rms_norm_gradients",
+    "scaled",
+    "weighted_sum",
 ]

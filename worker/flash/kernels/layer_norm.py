@@ -1,24 +1,62 @@
-"""The per-sample weight gradients of LayerNorm, RMSNorm and GroupNorm: x̂ is rebuilt by tile from the mean and the
-deviation of each token, or of each sample's group of channels, and never written."""
+"""The per-sample gradients of LayerNorm, RMSNorm and GroupNorm: x̂ is rebuilt from the mean and the deviation of each
+token, or of each sample's group of channels, and never written."""
 
 import torch
 import triton
 import triton.language as tl
 
-from worker.flash.kernels.launch import block, check_dtypes, on_device, partial_sums
+from worker.flash.kernels.launch import block, check_dtypes, on_device, partial_sums, processors
+
+# Elements of a token that a program can hold; wider ones take a pass for the statistics and one for the sums.
+_WIDEST = 16384
+# Programs for each processor, so that tokens are read while others are reduced.
+_PROGRAMS = 8
 
 
-def layer_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-    """Σ_t g_t ⊙ x̂_t of each sample, (B, d) float32; activations and backprops (B, T, d) may differ in dtype.
+def layer_norm_gradients(
+    activations: torch.Tensor, backprops: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_t g_t ⊙ x̂_t and Σ_t g_t of each sample, both (B, d) float32; activations and backprops (B, T, d) may differ
+    in dtype.
 
-    The statistics take two passes over x, as E[x²] − E[x]² cancels.
+    The statistics take two passes over a token, as E[x²] − E[x]² cancels.
     """
-    return _gradients(activations, backprops, _statistics(activations, eps, centred=True), channels=0)
+    return _of_tokens(activations, backprops, eps, centred=True)
 
 
 def rms_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, eps: float) -> torch.Tensor:
-    """As `layer_norm_gradients`, with x̂ = x / sqrt(mean(x²) + eps)."""
-    return _gradients(activations, backprops, _statistics(activations, eps, centred=False), channels=0)
+    """Σ_t g_t ⊙ x̂_t of each sample, (B, d) float32, with x̂ = x / sqrt(mean(x²) + eps)."""
+    return _of_tokens(activations, backprops, eps, centred=False)[0]
+
+
+def _of_tokens(
+    activations: torch.Tensor, backprops: torch.Tensor, eps: float, *, centred: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    check_dtypes(activations, backprops)
+    batch, tokens, width = backprops.shape
+    if width > _WIDEST:
+        statistics = _statistics(activations, eps, centred=centred)
+        return _gradients(activations, backprops, statistics, channels=0), backprops.sum(1, dtype=torch.float32)
+    chunks = max(1, min(tokens, triton.cdiv(_PROGRAMS * processors(backprops), max(batch, 1))))
+    sums = backprops.new_empty(batch, chunks, 2, width, dtype=torch.float32)
+    if sums.numel():
+        with on_device(backprops):
+            _tokens_kernel[(batch * chunks,)](
+                activations,
+                backprops,
+                sums,
+                tokens,
+                width,
+                chunks,
+                eps,
+                *activations.stride(),
+                *backprops.stride(),
+                BLOCK_D=block(width, _WIDEST),
+                CENTRED=centred,
+                num_warps=4 if width <= 4096 else 16,
+            )
+    weight, bias = sums.sum(1).unbind(1)
+    return weight, bias
 
 
 def group_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
@@ -72,6 +110,46 @@ def _gradients(
             BY_TOKEN=channels == 0,
         )
     return sums
+
+
+@triton.jit
+def _tokens_kernel(
+    x_ptr,
+    g_ptr,
+    sums_ptr,
+    tokens,
+    width,
+    chunks,
+    eps,
+    x_b,
+    x_t,
+    x_d,
+    g_b,
+    g_t,
+    g_d,
+    BLOCK_D: tl.constexpr,
+    CENTRED: tl.constexpr,
+):
+    program = tl.program_id(0)
+    sample = (program // chunks).to(tl.int64)
+    each = tl.cdiv(tokens, chunks)
+    first = (program % chunks) * each
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    x_base = x_ptr + sample * x_b + d * x_d
+    g_base = g_ptr + sample * g_b + d * g_d
+    weight = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    bias = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for token in range(first, tl.minimum(first + each, tokens)):
+        t = tl.cast(token, tl.int64)
+        x = tl.load(x_base + t * x_t, mask=d < width, other=0.0).to(tl.float32)
+        g = tl.load(g_base + t * g_t, mask=d < width, other=0.0).to(tl.float32)
+        if CENTRED:
+            x = tl.where(d < width, x - tl.sum(x) / width, 0.0)
+        weight += x / tl.sqrt(tl.sum(x * x) / width + eps) * g
+        bias += g
+    target = sums_ptr + program.to(tl.int64) * 2 * width + d
+    tl.store(target, weight, mask=d < width)
+    tl.store(target + width, bias, mask=d < width)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from worker.flash.kernels.launch import block, check_dtypes, on_device, processors, upcast
 from worker.flash.kernels.operand import describable, operand, tile
-from worker.flash.kernels.split import Exponents, multiplied, unscaled
+from worker.flash.kernels.split import Exponents, multiplied, unscaled, unscaled_products
 
 
 class Blocks(NamedTuple):
@@ -36,6 +36,36 @@ def linear_direct(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     return multiplied(direct, activations, backprops, input_precision, reuse=reuse, otherwise="ieee")
 
 
+def linear_gradients(
+    activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GᵀA of each sample, (B, d_out, d_in) in the inputs' dtype, and their squared norms, (B,) float32.
+
+    Of float32 one kernel gives both; of 16 bits the norms are those of the rounded gradients.
+    """
+    check_dtypes(activations, backprops)
+    batch, tokens, d_in = activations.shape
+    d_out = backprops.shape[2]
+    if backprops.element_size() == 2:
+        # cuBLAS and a second reading take as long on the card as the kernel below, and a third of it on the host.
+        gradients = backprops.transpose(1, 2) @ activations
+        return gradients, torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float32).square_()
+    gradients = backprops.new_zeros(batch, d_out, d_in) if tokens == 0 else backprops.new_empty(batch, d_out, d_in)
+    if batch == 0 or tokens == 0:
+        return gradients, backprops.new_zeros(batch, dtype=torch.float32)
+    rest = gradients
+
+    def form(g: torch.Tensor, a: torch.Tensor, exponents: Exponents | None, *, input_precision: str) -> torch.Tensor:
+        # Called for some samples after the other.
+        nonlocal rest
+        count = len(g) if exponents is None else len(g) // 2
+        out, rest = rest[:count], rest[count:]
+        return direct(g, a, exponents, input_precision=input_precision, out=out)
+
+    reuse = 2 * d_in * d_out // (d_in + d_out)
+    return gradients, multiplied(form, backprops, activations, input_precision, reuse=reuse, otherwise="ieee")
+
+
 @functools.cache
 def choose(dtype: torch.dtype, exact: bool, shape: tuple[int, int, int, int], programs: int) -> Blocks:
     """The measured best on an H200 for (B, T, d_in, d_out), see tests/benchmarks; smaller where the layer is."""
@@ -56,8 +86,12 @@ def direct(
     *,
     input_precision: str = "ieee",
     using: Blocks | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`linear_direct` of operands as they are or, with exponents, in the pieces that `split` made of them."""
+    """`linear_direct` of operands as they are or, with exponents, in the pieces that `split` made of them.
+
+    AᵀG itself is written to `out`, (B, d_in, d_out) and contiguous, where it is given.
+    """
     pieces = 1 if exponents is None else 2
     batch, tokens, d_in = a.shape[0] // pieces, *a.shape[1:]
     d_out = g.shape[2]
@@ -71,6 +105,7 @@ def direct(
             operand(a, using.t, using.i, described),
             operand(g, using.t, using.j, described),
             partial,
+            out,
             *(exponents or (None, None)),
             batch,
             tokens,
@@ -89,6 +124,7 @@ def direct(
             DESCRIBED=described,
             UPCAST=upcast(g),
             PERSISTENT=using.persistent,
+            WRITES=out is not None,
             num_warps=using.warps,
             num_stages=using.stages,
         )
@@ -109,6 +145,7 @@ def _kernel(
     a,
     g,
     partial_ptr,
+    out_ptr,
     a_exponents_ptr,
     g_exponents_ptr,
     batch,
@@ -132,6 +169,7 @@ def _kernel(
     DESCRIBED: tl.constexpr,
     UPCAST: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    WRITES: tl.constexpr,
 ):
     for index in tl.range(tl.program_id(0), batch * tiles_i * tiles_j, tl.num_programs(0), flatten=PERSISTENT):
         sample = index // (tiles_i * tiles_j)
@@ -151,5 +189,11 @@ def _kernel(
                 block = tl.dot(x_low.T, y)
                 block = tl.dot(x.T, y_low, block)
                 total += tl.dot(x.T, y, block)
+        if WRITES:
+            row, column = i + tl.arange(0, BLOCK_I), j + tl.arange(0, BLOCK_J)
+            place = sample.to(tl.int64) * d_in * d_out + row.to(tl.int64)[:, None] * d_out + column[None, :]
+            value = unscaled_products(total, a_exponents_ptr, g_exponents_ptr, sample, PIECES)
+            inside = (row[:, None] < d_in) & (column[None, :] < d_out)
+            tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=inside)
         found = unscaled(tl.sum(total * total), a_exponents_ptr, g_exponents_ptr, sample, PIECES)
         tl.store(partial_ptr + index, found)

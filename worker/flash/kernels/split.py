@@ -163,11 +163,24 @@ def _split(
 
 
 @triton.jit
+def _power(exponent):
+    """2^exponent in float64: alone it can leave float32 where its product with what it scales does not."""
+    return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def unscaled_products(products, a_exponents_ptr, g_exponents_ptr, sample, PIECES: tl.constexpr):
+    """Products of scaled operands, without their scale, in float32."""
+    if PIECES == 2:
+        power = _power(-(tl.load(a_exponents_ptr + sample) + tl.load(g_exponents_ptr + sample)))
+        products = (products.to(tl.float64) * power).to(tl.float32)
+    return products
+
+
+@triton.jit
 def unscaled(found, a_exponents_ptr, g_exponents_ptr, sample, PIECES: tl.constexpr):
     """A sum of squares of products of scaled operands, without their scale."""
     if PIECES == 2:
-        exponent = -2 * (tl.load(a_exponents_ptr + sample) + tl.load(g_exponents_ptr + sample))
-        # float64: the power of two alone can leave float32 where its product with the sum does not.
-        power = ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+        power = _power(-2 * (tl.load(a_exponents_ptr + sample) + tl.load(g_exponents_ptr + sample)))
         found = (found.to(tl.float64) * power).to(tl.float32)
     return found

@@ -1,0 +1,79 @@
+"""Noise for many tensors in one launch: each element's depends on a key, its parameter and its place there alone."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from worker.flash.kernels.launch import on_device
+from worker.flash.runs import Run
+
+BLOCK = 2048
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class NoiseTable:
+    """Where the elements of some tensors lie in their parameters; kept on the device between steps.
+
+    Tensors are those of one dtype and device, each contiguous, made of `runs`.
+    """
+
+    def __init__(self, runs: Sequence[Sequence[Run]], device: torch.device):
+        rows, owners, program = [], [], 0
+        for tensor, parts in enumerate(runs):
+            for run in parts:
+                blocks = triton.cdiv(run.first % 2 + run.count, BLOCK)
+                rows.append([tensor, run.parameter, run.first, run.start, run.count, program])
+                owners += [len(rows) - 1] * blocks
+                program += blocks
+        self.programs = program
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 6)
+        self.owners = torch.tensor(owners, dtype=torch.int32, device=device)
+
+    def add(self, tensors: Sequence[torch.Tensor], key: torch.Tensor, deviation: float) -> None:
+        """Adds normal numbers × deviation to the tensors in place, rounding once; key is int64 on the device."""
+        if not self.programs:
+            return
+        addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
+        if key.is_cuda:
+            addresses = addresses.pin_memory().to(key.device, non_blocking=True)
+        with on_device(key):
+            _kernel[(self.programs,)](
+                addresses,
+                self.owners,
+                self.rows,
+                key,
+                deviation,
+                HALF=BLOCK // 2,
+                DTYPE=_TYPES[tensors[0].dtype],
+                num_warps=4,
+            )
+
+
+@triton.jit
+def _kernel(addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTYPE: tl.constexpr):
+    program = tl.program_id(0)
+    row = rows + tl.load(owners + program) * 6
+    tensor = tl.load(addresses + tl.load(row)).to(tl.pointer_type(DTYPE))
+    parameter, first, start = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    count, before = tl.load(row + 4), tl.load(row + 5)
+    pair = first // 2 + (program - before) * HALF + tl.arange(0, HALF)
+    nothing = tl.zeros((HALF,), dtype=tl.uint32)
+    x, y, z, _ = tl.philox(
+        tl.load(key_ptr),
+        (pair & 0xFFFFFFFF).to(tl.uint32),
+        (pair >> 32).to(tl.uint32),
+        nothing + parameter.to(tl.uint32),
+        nothing,
+    )
+    # As in worker.flash.philox: 64 bits for the radius.
+    uniform = x.to(tl.float32) * 2.3283064365386963e-10 + (y.to(tl.float32) + 0.5) * 5.421010862427522e-20
+    radius = tl.sqrt(-2.0 * tl.log(uniform))
+    angle = z.to(tl.float32) * 1.4629180792671596e-09
+    noise = tl.join(radius * tl.cos(angle), radius * tl.sin(angle)).reshape(2 * HALF)
+    place = 2 * (first // 2 + (program - before) * HALF) + tl.arange(0, 2 * HALF) - first
+    inside = (place >= 0) & (place < count)
+    target = tensor + start + place
+    value = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target, (value + deviation * noise).to(DTYPE), mask=inside)

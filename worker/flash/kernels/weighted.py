@@ -1,0 +1,55 @@
+"""Samples times their clip factors: each by itself, and added up."""
+
+import torch
+import triton
+import triton.language as tl
+
+from worker.flash.kernels.launch import check_dtypes, on_device
+
+_BLOCK = 2048
+
+
+def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """c_i x_i of x (B, ...) and c (B,) float32, rounded once; contiguous."""
+    check_dtypes(tensor)
+    x = tensor.contiguous()
+    out = torch.empty_like(x)
+    if x.numel():
+        size = x[0].numel()
+        blocks = triton.cdiv(size, _BLOCK)
+        with on_device(x):
+            _scaled[(len(x) * blocks,)](x, factors, out, size, blocks, BLOCK=_BLOCK, num_warps=8)
+    return out
+
+
+def weighted_sum(gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Σ_i c_i x_i, (n,), of x (B, n) and c (B,) float32: in float32, rounded once."""
+    check_dtypes(gradients)
+    x = gradients.contiguous()
+    batch, size = x.shape
+    out = x.new_empty(size)
+    if size:
+        with on_device(x):
+            _summed[(triton.cdiv(size, _BLOCK),)](x, factors, out, batch, size, BLOCK=_BLOCK, num_warps=8)
+    return out
+
+
+@triton.jit
+def _scaled(x_ptr, factors_ptr, out_ptr, size, blocks, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    sample = (program // blocks).to(tl.int64)
+    place = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + sample * size + place, mask=place < size, other=0.0).to(tl.float32)
+    x = x * tl.load(factors_ptr + sample)
+    tl.store(out_ptr + sample * size + place, x.to(out_ptr.dtype.element_ty), mask=place < size)
+
+
+@triton.jit
+def _summed(x_ptr, factors_ptr, out_ptr, batch, size, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    row = x_ptr + place
+    for sample in range(0, batch):
+        total += tl.load(factors_ptr + sample) * tl.load(row, mask=place < size, other=0.0).to(tl.float32)
+        row += size
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=place < size)
