@@ -39,7 +39,7 @@ def test_the_queue_verdicts_attempts_and_workers_are_those_of_the_database(setti
     lost = submit(database, bell, settings, tiny()).row.public_id
     with database.write() as session:
         attempts, moment = AttemptRepository(session), now(session)
-        claim = attempts.claim(lost, "w1", moment, timedelta(seconds=-1))
+        attempts.claim(lost, "w1", moment, timedelta(seconds=-1))
         assert attempts.take_back(attempts.held()[0], moment, 3)
         attempts.claim(lost, "w2", moment, timedelta(seconds=60))
     submit(database, bell, settings, tiny())
