@@ -192,11 +192,12 @@ def test_noise_is_that_of_plain_torch(places, key):
 
 
 def test_noise_is_rounded_once():
-    before = torch.randn(3000).bfloat16()
+    """In float16: of bfloat16 the interpreter cuts off what a GPU rounds."""
+    before = torch.randn(3000).half()
     after, exact = before.clone(), before.float()
     for tensor in (after, exact):
         NoiseTable([[Run(0, 5, 0, 3000)]], torch.device("cpu")).add([tensor], torch.tensor([9]), 0.5)
-    assert torch.equal(after, exact.bfloat16())
+    assert torch.equal(after, exact.half())
 
 
 @given(data=st.data())
