@@ -9,7 +9,7 @@ from service.settings import get_settings
 from service.telemetry import span
 from worker.checkout import Checkout
 from worker.conductor.arm import ArmOutcome, Observer, Stopped, run_arm
-from worker.conductor.judging import judge_apart, prepare_to_judge
+from worker.conductor.judging import Judge, judge_apart, prepare_to_judge
 from worker.conductor.limits import UNLIMITED, Limits
 from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
 from worker.launch import Launcher
@@ -38,6 +38,7 @@ def run_comparison(
     plots: bool = True,
     checkout: Checkout | None = None,
     limits: Limits = UNLIMITED,
+    judge: Judge = judge_apart,
 ) -> Outcome:
     """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
 
@@ -60,7 +61,8 @@ def run_comparison(
     sources = {role: ready.source for role, ready in prepared.items()}
     sources["repeat"] = sources["candidate"]
     arms: dict[str, ArmOutcome] = {}
-    prepare_to_judge()
+    if judge is judge_apart:
+        prepare_to_judge()
     for role, spec in specs.items():
         observer.phase(role)
         with span("arm", role=role, mode=spec.arm.mode):
@@ -80,7 +82,7 @@ def run_comparison(
     observer.phase("judging")
     records = {role: outcome.record for role, outcome in arms.items()}
     with span("judge"):
-        judgement, drawn = judge_apart(shown, records, folder / "plots" if plots else None, stop)
+        judgement, drawn = judge(shown, records, folder / "plots" if plots else None, stop)
     return Outcome(judgement.verdict, judgement, arms, None, drawn)
 
 
