@@ -40,12 +40,12 @@ class KeptArms:
         self._artifacts, self._launcher, self._attempt = artifacts, launcher, attempt
 
     def key(self, spec: ArmSpec, source: Source | None) -> str | None:
-        """64 hex digits; nothing where it is not known what the arm would run on."""
-        place = self._launcher.place(spec.arm)
-        if place is None:
+        """64 hex digits; nothing where it is not known what the arm would run, or on what."""
+        place, content = self._launcher.place(spec.arm), _content(source)
+        if place is None or content is None:
             return None
         # What it is called does not count, only what is in it.
-        arm = spec.arm.model_copy(update={"opacus": _digest(source)})
+        arm = spec.arm.model_copy(update={"opacus": content})
         document = spec.model_copy(update={"arm": arm}).model_dump_json()
         return hashlib.sha256(f"{document}\n{json.dumps(place, sort_keys=True)}".encode()).hexdigest()
 
@@ -61,7 +61,8 @@ class KeptArms:
             return None
         if kept.key != key or kept.record.start is None or kept.record.end is None:
             return None
-        shown = describe_source(spec.arm.opacus, _digest(source))
+        digest = source.digest if source is not None else None
+        shown = describe_source(spec.arm.opacus, digest or hash_package(_installed()))
         start = kept.record.start.model_copy(update={"source": shown})
         return kept.model_copy(update={"record": kept.record.model_copy(update={"start": start})})
 
@@ -75,11 +76,28 @@ class KeptArms:
             log.exception("the finished arm %s cannot be kept", key)
 
 
-def _digest(source: Source | None) -> str:
-    if source is not None and source.digest is not None:
-        return source.digest
+def _content(source: Source | None) -> str | None:
+    """A hash of all files of the Opacus that would be imported; nothing if it has links, which lead elsewhere.
+
+    Of a source all files count, not its Python alone: an extension module or compiled bytecode would be run in place of
+    the source beside it. The installed Opacus is trusted, and has bytecode that Python left there.
+    """
+    folder = source.folder if source is not None else None
+    package = _installed() if folder is None else folder / "opacus"
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*"), key=lambda path: path.relative_to(package).as_posix()):
+        name = path.relative_to(package)
+        if path.is_symlink():
+            return None
+        if path.is_file() and (folder is not None or "__pycache__" not in name.parts):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            total.update(f"{name.as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def _installed() -> Path:
     # Looked up, not imported: that takes seconds.
     found = find_spec("opacus")
     assert found is not None
     assert found.origin is not None
-    return hash_package(Path(found.origin).parent)
+    return Path(found.origin).parent
