@@ -13,7 +13,7 @@ from worker.conductor import run_comparison
 from worker.launch import LocalLauncher
 from worker.launch.devices import Devices
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 PATIENCE = 120
 
 
