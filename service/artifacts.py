@@ -1,6 +1,7 @@
 """Files too large for the database, kept in one folder reached through fsspec: local, S3 or anything it knows."""
 
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import cast
@@ -36,9 +37,13 @@ class ArtifactFolder:
 
     def modified_before(self, moment: datetime, folder: str) -> list[str]:
         """The artifacts in `folder` that were last written before `moment`."""
-        found = self._files.find(f"{self._root}/{folder}")
-        old = [path for path in found if self._files.modified(path) < moment]
-        return [f"{folder}/{path.rpartition('/')[2]}" for path in old]
+        old = []
+        for path in self._files.find(f"{self._root}/{folder}"):
+            # One that is being written is under another name in a moment.
+            with suppress(FileNotFoundError):
+                if self._files.modified(path) < moment:
+                    old.append(f"{folder}/{path.rpartition('/')[2]}")
+        return old
 
     def read(self, uri: str) -> bytes:
         """The bytes of an artifact. Raises FileNotFoundError when it is gone."""

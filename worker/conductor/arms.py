@@ -16,9 +16,9 @@ from worker.conductor.kept import KeptArms
 from worker.conductor.limits import Limits
 from worker.launch import Launcher
 from worker.launch.devices import OneAtATime, Places, Request
+from worker.launch.shared import REPEAT
 
 WAITING = "waiting for devices"
-REPEAT = "repeat"
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,11 @@ class ArmRunner:
                 self._halt.set()
         faults = [fault for fault in (future.exception() for future in futures) if fault is not None]
         failed = next((outcome for outcome in self._ended if outcome.error is not None), None)
-        for fault in sorted(faults, key=lambda fault: isinstance(fault, Stopped)):
-            if failed is None or not isinstance(fault, Stopped):
+        for fault in faults:
+            if not isinstance(fault, Stopped):
                 raise fault
+        if faults and failed is None:
+            raise Stopped
         ended = self._by_role()
         return {task.role: ended[task.role] for task in tasks if task.role in ended}, failed
 
