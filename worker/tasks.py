@@ -11,6 +11,7 @@ from service.store import Database
 from service.telemetry import bound, configure_logging, span, start_tracing
 from worker.conductor.conduct import Conductor
 from worker.launch import Isolation, Launcher, Limits, LocalLauncher
+from worker.launch.devices import Devices, cores, default_slots
 
 
 def main(launcher: Launcher | None = None) -> None:
@@ -18,7 +19,9 @@ def main(launcher: Launcher | None = None) -> None:
     settings = get_settings()
     app = make_celery(settings)
     database, artifacts = Database(settings.database), ArtifactFolder(settings)
-    conductor = Conductor(database, artifacts, settings, launcher or _launcher(settings))
+    slots = settings.cpu_slots or default_slots(settings.worker_concurrency)
+    launcher = launcher or _launcher(settings, threads=max(1, cores() // slots))
+    conductor = Conductor(database, artifacts, settings, launcher, Devices(slots))
 
     @app.task(name=LOOK)
     def look(public_id: str) -> None:
@@ -41,10 +44,10 @@ def main(launcher: Launcher | None = None) -> None:
     app.worker_main(["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", *options])
 
 
-def _launcher(settings: Settings) -> LocalLauncher:
+def _launcher(settings: Settings, threads: int) -> LocalLauncher:
     limits = Limits(
         memory=int(settings.arm_memory_gib * 2**30),
         disk=int(settings.arm_disk_gib * 2**30),
         processes=settings.arm_processes,
     )
-    return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits)
+    return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits, threads=threads)

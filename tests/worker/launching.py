@@ -1,6 +1,7 @@
 """Launchers that start an arm with a fault in it."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.contract import Arm, ArmSpec
@@ -23,5 +24,7 @@ class FaultyCandidate:
     def resolve(self, arm: Arm) -> Arm:
         return self._right.resolve(arm)
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
-        return (self._wrong if folder.name == self._role else self._right).start(spec, folder, source)
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
+        return (self._wrong if folder.name == self._role else self._right).start(spec, folder, source, devices=devices)

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -24,7 +24,7 @@ KILLED = re.compile(r"exitcode\s*:\s*-9\b")
 
 
 class Observer(Protocol):
-    """Told what happens while it happens, from the conducting thread."""
+    """Told what happens while it happens, from a thread for each arm that runs."""
 
     def phase(self, phase: str) -> None: ...
 
@@ -41,13 +41,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """One arm as it ended. `error` is None exactly when it ran to its end."""
+    """One arm as it ended. `error` is None exactly when it ran to its end.
+
+    `reused_from` names the attempt (`<comparison>/<number>`) that ran it, where it was not run for this comparison.
+    """
 
     role: str
     spec: ArmSpec
     record: ArmRecord
     error: ArmError | None
     folder: Path
+    reused_from: str | None = None
 
 
 class Tail:
@@ -102,15 +106,16 @@ def run_arm(
     stop: threading.Event,
     source: Source | None = None,
     limits: Limits = UNLIMITED,
+    devices: Sequence[int] | None = None,
 ) -> ArmOutcome:
-    """Start the arm, report its progress, and read its record and error when it has ended.
+    """Start the arm on `devices`, report its progress, and read its record and error when it has ended.
 
     An arm that imported another Opacus than its `source` has failed, and so has one that passed a limit.
 
     Raises:
         Stopped: `stop` was set.
     """
-    running = launcher.start(spec, folder, source.folder if source else None)
+    running = launcher.start(spec, folder, source.folder if source else None, devices=devices)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
     stopwatch = Stopwatch(limits)
     try:

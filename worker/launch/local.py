@@ -14,6 +14,8 @@ import psutil
 import worker
 from service.contract import Arm, ArmSpec, Device, Kernels
 from worker.launch.confine import Plan, plan, private_folders
+from worker.launch.devices import cores, visible_gpus
+from worker.launch.place import Place, describe_place
 from worker.launch.protocol import LOG, SPEC, Isolation, LaunchError, Limits, RunningArm
 
 # The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
@@ -45,6 +47,7 @@ class LocalLauncher:
         program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
         isolation: Isolation = Isolation.AUTO,
         limits: Limits = Limits(),  # noqa: B008, frozen
+        threads: int | None = None,
     ):
         """
         Args:
@@ -52,12 +55,13 @@ class LocalLauncher:
             program: what every rank runs; it is given `--spec FILE --out FOLDER`.
             isolation: whether arms are kept from what is not theirs.
             limits: what an arm may use.
+            threads: CPU threads of each rank, unless OMP_NUM_THREADS says; all cores by default, shared by the ranks.
         """
         self._environment, self._program = environment, program
-        self._isolation, self._limits = isolation, limits
+        self._isolation, self._limits, self._threads = isolation, limits, threads
 
     def resolve(self, arm: Arm) -> Arm:
-        gpus = 0 if arm.device is Device.CPU else _visible_gpus()
+        gpus = 0 if arm.device is Device.CPU else visible_gpus()
         if arm.device is Device.CUDA and gpus == 0:
             raise LaunchError("device cuda was asked for, but no GPU is visible here")
         device = Device.CUDA if gpus else Device.CPU
@@ -71,12 +75,18 @@ class LocalLauncher:
             raise LaunchError("kernels triton need a GPU; on the CPU ask for kernels torch")
         return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def place(self, arm: Arm) -> Place | None:
+        """What an arm here runs with, beside its Opacus."""
+        return describe_place(arm.device, self._scrubbed(arm, None), self._program)
+
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         ranks = spec.arm.world_size
         assert ranks is not None, "the arm must be resolved"
-        scrubbed = self._scrubbed(spec.arm, source)
+        scrubbed = self._scrubbed(spec.arm, source, devices)
         # Measuring coverage writes to another folder than the arm's.
         environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
@@ -136,12 +146,15 @@ class LocalLauncher:
     def _interprets(self) -> bool:
         return self._environment.get("TRITON_INTERPRET") == "1"
 
-    def _scrubbed(self, arm: Arm, source: Path | None) -> dict[str, str]:
+    def _scrubbed(self, arm: Arm, source: Path | None, devices: Sequence[int] | None = None) -> dict[str, str]:
         kept = {
             name: value for name, value in self._environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // (arm.world_size or 1))))
+        # Never by what else runs at the moment: another number of threads rounds differently.
+        share = max(1, cores() // (arm.world_size or 1))
+        kept.setdefault("OMP_NUM_THREADS", str(min(share, self._threads or share)))
+        if devices is not None:
+            kept["CUDA_VISIBLE_DEVICES"] = ",".join(self._device_name(index) for index in devices)
         # Opacus' accountants round differently with another number of BLAS threads; ε must be identical in both arms.
         kept["OPENBLAS_NUM_THREADS"] = "1"
         if arm.device is Device.CPU:
@@ -151,6 +164,11 @@ class LocalLauncher:
         paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         return kept
+
+    def _device_name(self, index: int) -> str:
+        """What CUDA calls the GPU that is the `index`th here: of those that are visible, if not all are."""
+        visible = self._environment.get("CUDA_VISIBLE_DEVICES")
+        return str(index) if visible is None else visible.split(",")[index].strip()
 
 
 class LocalArm:
@@ -185,10 +203,3 @@ class LocalArm:
             self._agent.kill()
             self._agent.wait()
         psutil.wait_procs(alive)
-
-
-def _visible_gpus() -> int:
-    # Late: torch takes seconds to import, and only this question needs it.
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count()
