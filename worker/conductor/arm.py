@@ -16,7 +16,7 @@ from worker.launch import Launcher
 from worker.launch.protocol import LOG
 from worker.source import describe_source
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 
 Line = ArmStart | StepRecord | ArmEnd
 _line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
