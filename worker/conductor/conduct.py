@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from service.artifacts import ArtifactFolder
-from service.contract import Verdict
+from service.contract import ErrorKind, Verdict
 from service.settings import Settings
-from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
+from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, NoHosts, now, one_line
 from service.telemetry import bound, span
+from worker.conductor.fleet import Fleet
 from worker.conductor.folder import attempt_folder
 from worker.conductor.lease import Lease, Reason
 from worker.conductor.limits import Limits
@@ -27,8 +28,17 @@ MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 class Conductor:
     """Conducts comparisons, one in each thread that calls `conduct`."""
 
-    def __init__(self, database: Database, artifacts: ArtifactFolder, settings: Settings, launcher: Launcher) -> None:
-        self._database, self._artifacts, self._settings, self._launcher = database, artifacts, settings, launcher
+    def __init__(
+        self,
+        database: Database,
+        artifacts: ArtifactFolder,
+        settings: Settings,
+        launcher: Launcher,
+        fleet: Fleet | None = None,
+    ) -> None:
+        """`fleet`: where an attempt holds hosts, this one and others; then it says what launches its arms."""
+        self._database, self._artifacts, self._settings = database, artifacts, settings
+        self._launcher, self._fleet = launcher, fleet
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
@@ -42,15 +52,16 @@ class Conductor:
         """
         if self._leaving:
             return None
-        claim = self._claim(public_id)
-        if claim is None:
+        claimed = self._claim(public_id)
+        if claimed is None:
             log.info("%s: nothing to do", public_id)
             return None
+        claim, launcher = claimed
         log.info("%s: attempt %d", public_id, claim.number)
         with bound(attempt=claim.number), Lease(self._database, claim, self._settings) as lease:
             self._add(lease)
             try:
-                verdict = self._hold(claim, lease)
+                verdict = self._hold(claim, lease, launcher)
             finally:
                 with self._lock:
                     self._leases.discard(lease)
@@ -70,23 +81,37 @@ class Conductor:
             if self._leaving:
                 lease.end(Reason.SHUTDOWN)
 
-    def _claim(self, public_id: str) -> Claim | None:
-        with self._database.write() as session:
-            moment, attempts = now(session), AttemptRepository(session)
-            return attempts.claim(public_id, self._worker, moment, timedelta(seconds=self._settings.lease_seconds))
+    def _claim(self, public_id: str) -> tuple[Claim, Launcher] | None:
+        """The claim and what launches its arms. Without the hosts that it needs nothing is claimed."""
+        try:
+            with self._database.write() as session:
+                moment, attempts = now(session), AttemptRepository(session)
+                duration = timedelta(seconds=self._settings.lease_seconds)
+                claim = attempts.claim(public_id, self._worker, moment, duration)
+                nodes = self._fleet.reserve(session, claim) if claim and self._fleet else []
+        except NoHosts as shortage:
+            assert self._fleet is not None
+            self._fleet.put_off(public_id, shortage)
+            return None
+        if claim is None:
+            return None
+        return claim, self._fleet.launcher(claim, nodes) if self._fleet else self._launcher
 
-    def _hold(self, claim: Claim, lease: Lease) -> Verdict | None:
+    def _hold(self, claim: Claim, lease: Lease, launcher: Launcher) -> Verdict | None:
         try:
             with attempt_folder() as folder:
                 outcome = run_comparison(
                     claim.comparison,
                     folder,
-                    launcher=self._launcher,
+                    launcher=launcher,
                     observer=lease,
                     stop=lease.stop,
                     checkout=self._checkout,
                     limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
                 )
+                if outcome.error is not None and outcome.error.kind is ErrorKind.HOST:
+                    self._lose(claim, lease, outcome.error.message)
+                    return None
                 with span("store artifacts"):
                     result = self._result(claim, outcome)
         except Stopped:
@@ -98,6 +123,12 @@ class Conductor:
             log.exception("%s: the conductor failed", claim.public_id)
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
+
+    def _lose(self, claim: Claim, lease: Lease, reason: str) -> None:
+        """Gives the comparison back, for other hosts to try, as often as an attempt may be lost."""
+        log.warning("%s: %s", claim.public_id, reason)
+        limit = self._settings.max_attempts
+        lease.finish(lambda session, attempts: attempts.lose(claim.token, one_line(reason), now(session), limit))
 
     def _stopped(self, reason: Reason | None) -> AttemptResult:
         if reason is Reason.TIME_LIMIT:
