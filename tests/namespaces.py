@@ -25,10 +25,18 @@ class Namespace:
         """What to write before a command."""
         return ["nsenter", f"--net=/var/run/netns/{self.name}", "--"]
 
-    def cut(self) -> None:
-        """Takes the host off the network, as a pulled cable does."""
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """The host is off the network, as with a pulled cable."""
+        self._set("down")
+        try:
+            yield
+        finally:
+            self._set("up")
+
+    def _set(self, state: str) -> None:
         with NetNS(self.switch) as switch:
-            switch.link("set", index=switch.link_lookup(ifname=self.port)[0], state="down")
+            switch.link("set", index=switch.link_lookup(ifname=self.port)[0], state=state)
 
 
 def missing() -> str | None:

@@ -44,7 +44,7 @@ class FleetHouse:
         attempts = self.row(public_id).attempts
         return any(arm.role == role and arm.step for attempt in attempts[-1:] for arm in attempt.arms)
 
-    def finished(self, public_id: str, seconds: float = 120) -> ComparisonRow:
+    def finished(self, public_id: str, seconds: float = 240) -> ComparisonRow:
         """The comparison once it is finished, with sweeps in between as beat does them."""
         until(lambda: self._sweeper.sweep() and self.row(public_id).status == "finished", seconds)
         return self.row(public_id)
@@ -69,10 +69,6 @@ class FleetHouse:
         """Everything that trains on any host."""
         family = [process for worker in self.workers if worker.process.poll() is None for process in worker.family()]
         return [process for process in alive(family) if _says(process, "worker.training")]
-
-    def restart(self, number: int) -> None:
-        self.workers[number - 1] = self._started(number)
-        self.workers[number - 1].says(READY)
 
     def close(self) -> None:
         families = [worker.family() for worker in self.workers if worker.process.poll() is None]
