@@ -1,9 +1,10 @@
 """A fleet on one machine: hosts in network namespaces, a worker on each, and what they share."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,13 +21,26 @@ READY = "ready."
 
 
 class FleetHouse:
-    """Workers by the number of their host, from 1. `settings` are those that all share."""
+    """Workers by the number of their host, from 1. `settings` are those that all share.
 
-    def __init__(self, folder: Path, settings: Settings, places: list[Namespace]) -> None:
+    `program` is what a worker runs, a module and its arguments; `environment` what it has beside, by its number.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        places: list[Namespace],
+        program: Sequence[str] = ("service.cli", "worker"),
+        environment: Callable[[int], Mapping[str, str]] = lambda _: {},
+    ) -> None:
         self.folder, self.settings, self.places = folder, settings, places
+        self._program, self._environment = program, environment
         self.database, self.bell = Database(settings.database), Bell(settings)
         self._sweeper = Sweeper(self.database, self.bell, settings)
         self.workers = [self._started(number) for number in range(1, len(places) + 1)]
+
+    def wait_until_ready(self) -> None:
         for worker in self.workers:
             worker.says(READY)
 
@@ -84,19 +98,26 @@ class FleetHouse:
 
     def _started(self, number: int) -> Program:
         place = self.places[number - 1]
-        own = {"data_dir": self.folder / f"host{number}", "host_name": f"host{number}", "host_nic": NIC}
+        own = {"cache": str(self.folder / f"cache{number}"), "host_name": f"host{number}", "host_nic": NIC}
         settings = self.settings.model_copy(update=own)
-        output = self.folder / f"host{number}.log"
-        output.unlink(missing_ok=True)
-        return Program(["worker"], settings, output, enter=place.enter)
+        module, *arguments = self._program
+        return Program(
+            arguments,
+            settings,
+            self.folder / f"host{number}.log",
+            module=module,
+            environment=self._environment(number),
+            enter=place.enter,
+        )
 
 
 @contextmanager
-def fleet_house(count: int, folder: Path, settings: Settings) -> Iterator[FleetHouse]:
-    """A fleet of `count` hosts whose workers have registered; gone afterwards."""
+def fleet_house(count: int, folder: Path, settings: Settings, **worker: Any) -> Iterator[FleetHouse]:
+    """A fleet of `count` hosts whose workers, as `FleetHouse` runs them, have registered; gone afterwards."""
     with namespaces(count) as places:
-        house = FleetHouse(folder, settings, places)
+        house = FleetHouse(folder, settings, places, **worker)
         try:
+            house.wait_until_ready()
             yield house
         finally:
             house.close()

@@ -12,7 +12,7 @@ from tests.worker.fleet.house import FleetHouse, over_hosts
 def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
     public_id = house.submit(over_hosts(2, num_samples=600))
     until(lambda: house.training(public_id), 120)
-    head, other = house.nodes()
+    _head, other = house.nodes()
     worker = house.workers[other - 1]
     family = worker.family()
     worker.end(signal.SIGKILL)
