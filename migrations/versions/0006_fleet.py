@@ -65,9 +65,11 @@ def upgrade() -> None:
         sa.UniqueConstraint("attempt_id", "role", "node", name="uq_agents_attempt_id"),
     )
     op.create_index("ix_agents_host_id_state", "agents", ["host_id", "state"], unique=False)
+    op.add_column("comparisons", sa.Column("hosts_wanted", sa.Integer(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("comparisons", "hosts_wanted")
     op.drop_table("agents")
     op.drop_table("reservations")
     op.drop_table("hosts")

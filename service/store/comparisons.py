@@ -112,6 +112,11 @@ class ComparisonRepository:
         self._session.flush()
         return row
 
+    def want_hosts(self, public_id: str, count: int | None) -> None:
+        """Notes that a comparison waits for hosts that others hold, or does no longer."""
+        waiting = update(ComparisonRow).where(ComparisonRow.public_id == public_id)
+        self._session.execute(waiting.values(hosts_wanted=count))
+
     def give_up(self, public_id: str, error: str, now: datetime, waited: timedelta) -> bool:
         """Ends with the verdict `error` what has been queued for `waited`; false for what has not, or is not queued."""
         last = select(func.max(AttemptRow.finished_at)).where(AttemptRow.comparison_id == ComparisonRow.id)

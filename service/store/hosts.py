@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.store.host_models import AgentRow, AgentState, HostRow, ReservationRow
-from service.store.models import AttemptRow, ComparisonRow
+from service.store.models import AttemptRow, ComparisonRow, Status
 
 # Somebody else may reserve what was chosen before it is locked.
 TRIES = 3
@@ -46,12 +46,11 @@ class HostSight:
 
 
 class NoHosts(Exception):
-    """So many hosts are not free now. One line. `short`: there would be too few even if all that live were free."""
+    """So many hosts cannot be had now. One line. `short`: there would be too few even if all that live were free."""
 
-    def __init__(self, count: int, gpus: int, alive: int, free: int) -> None:
-        of = f" with {gpus} GPU{'s' if gpus > 1 else ''} each" if gpus else ""
-        super().__init__(f"it needs {count} hosts{of}; {alive} are there, {free} are free")
-        self.short = alive < count
+    def __init__(self, words: str, count: int, *, short: bool = False) -> None:
+        super().__init__(words)
+        self.count, self.short = count, short
 
 
 class HostRepository:
@@ -103,8 +102,10 @@ class HostRepository:
         in the order of their ids, so that two who want the same hosts wait for each other's end and never in a circle.
 
         Raises:
-            NoHosts: so many are not free.
+            NoHosts: so many are not free, or an older comparison waits for some.
         """
+        if self._older_waits(attempt_id):
+            raise NoHosts("an older comparison waits for hosts", count)
         fit = self._alive(now, gpus)
         for _ in range(TRIES):
             chosen = self._chosen(head, count, fit)
@@ -128,7 +129,14 @@ class HostRepository:
     def _shortage(self, count: int, gpus: int, fit: ColumnElement[bool]) -> NoHosts:
         alive = self._session.scalars(select(HostRow.id).where(fit)).all()
         free = self._session.scalars(select(HostRow.id).where(fit, _free())).all()
-        return NoHosts(count, gpus, len(alive), len(free))
+        of = f" with {gpus} GPU{'s' if gpus > 1 else ''} each" if gpus else ""
+        words = f"it needs {count} hosts{of}; {len(alive)} are there, {len(free)} are free"
+        return NoHosts(words, count, short=len(alive) < count)
+
+    def _older_waits(self, attempt_id: int) -> bool:
+        mine = select(AttemptRow.comparison_id).where(AttemptRow.id == attempt_id).scalar_subquery()
+        queued = select(ComparisonRow.id).where(ComparisonRow.status == Status.QUEUED.value, ComparisonRow.id < mine)
+        return self._session.scalar(queued.where(ComparisonRow.hosts_wanted.is_not(None)).limit(1)) is not None
 
     def _alive(self, now: datetime, gpus: int) -> ColumnElement[bool]:
         return (HostRow.lease_expires_at > now) & (HostRow.gpus >= gpus)

@@ -58,13 +58,19 @@ class Fleet:
         return hosts.reserve(claim.attempt_id, head, comparison.nodes, gpus, now(session))
 
     def put_off(self, public_id: str, shortage: NoHosts) -> None:
-        """Leaves a comparison queued, or ends it when hosts have been too few for too long. The sweeper rings again."""
+        """Leaves a comparison queued, or ends it when hosts have been too few for too long. The sweeper rings again.
+
+        While there are enough hosts but others hold them, younger comparisons come after this one: otherwise those of
+        one host could keep one of many waiting for ever.
+        """
         log.info("%s: %s", public_id, shortage)
-        if shortage.short:
-            waited = timedelta(seconds=self._settings.fleet_wait_seconds)
-            with self._database.write() as session:
+        waited = timedelta(seconds=self._settings.fleet_wait_seconds)
+        with self._database.write() as session:
+            comparisons = ComparisonRepository(session)
+            comparisons.want_hosts(public_id, None if shortage.short else shortage.count)
+            if shortage.short:
                 error = f"{shortage}, for {waited.total_seconds():g} s (fleet_wait_seconds)"
-                ComparisonRepository(session).give_up(public_id, error, now(session), waited)
+                comparisons.give_up(public_id, error, now(session), waited)
 
     def launcher(self, claim: Claim, nodes: Sequence[Node]) -> FleetLauncher:
         """The launcher of one attempt, on the hosts that it holds."""

@@ -96,6 +96,22 @@ def test_a_head_that_is_held_by_another_cannot_begin(database) -> None:
     assert not shortage.value.short
 
 
+def test_who_waits_for_hosts_comes_before_younger_ones(database) -> None:
+    registered(database, "1", "2", "3")
+    before, _ = claim(database, "1", 1)
+    wide, narrow = queued(database), queued(database)
+    with pytest.raises(NoHosts, match="3 are there, 2 are free") as shortage:
+        claim(database, "2", 3, public_id=wide)
+    with database.write() as session:
+        ComparisonRepository(session).want_hosts(wide, shortage.value.count)
+    with pytest.raises(NoHosts, match="an older comparison waits for hosts"):
+        claim(database, "2", 1, public_id=narrow)
+    with database.write() as session:
+        AttemptRepository(session).release(before.token, NOON)
+    claim(database, "2", 3, public_id=wide)
+    assert holders(database) == {"2": 0, "1": 1, "3": 2}
+
+
 def test_silent_hosts_and_those_with_too_few_gpus_are_not_taken(database) -> None:
     registered(database, "1", "2", gpus=2)
     registered(database, "3", gpus=1)
