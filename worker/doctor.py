@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from service.commands.doctor import Check, Problem
 from service.settings import Settings
-from worker.conductor.host import describe_host
+from worker.conductor.host import HostError, describe_host
 from worker.launch import landlock
 from worker.launchers import make_launcher
 
@@ -60,6 +60,6 @@ def _fleet(settings: Settings) -> str:
         return "not part of one: arms run on this host alone"
     try:
         host = describe_host(settings, make_launcher(settings))
-    except ValueError as fault:
+    except HostError as fault:
         raise Problem(str(fault)) from fault
     return f"{host.name} at {host.address} on {host.nic}, {host.gpus} GPUs"

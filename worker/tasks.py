@@ -11,6 +11,7 @@ from service.settings import get_settings
 from service.store import Database
 from service.telemetry import bound, configure_logging, span, start_tracing
 from worker.conductor.conduct import Conductor
+from worker.conductor.host import HostError
 from worker.conductor.member import Member, membership
 from worker.launch import Launcher
 from worker.launchers import make_launcher
@@ -23,7 +24,7 @@ def main(launcher: Launcher | None = None) -> None:
     try:
         with membership(database, settings, local) as member:
             _serve(database, launcher or local, member)
-    except ValueError as fault:
+    except HostError as fault:
         raise Fault(str(fault)) from fault
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.contract import ArmError, ErrorKind
@@ -54,7 +55,7 @@ class Agents:
             with attempt_folder() as folder:
                 return self._run(task, folder / "arm", self._source(task, lease.stop), lease.stop)
         except Interrupted:
-            return AgentEnd(None)
+            return self._ended(1)
         except CheckoutError as fault:
             return _failed(ErrorKind.SOURCE, str(fault))
         except Exception as error:
@@ -79,13 +80,17 @@ class Agents:
         )
         running = self._launcher.join(task.spec, folder, source.folder, meeting)
         try:
-            while (status := running.poll()) is None and not stop.wait(POLL_SECONDS):
+            while running.poll() is None and not stop.wait(POLL_SECONDS):
                 continue
         finally:
             running.stop()
         failures = [AgentFailure(at, error) for at, error in described_errors(folder)]
         text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
-        return AgentEnd(None if self._leaving.is_set() else status, failures, text[-LOG_CHARS:])
+        return self._ended(running.poll(), failures, text[-LOG_CHARS:])
+
+    def _ended(self, status: int | None, failures: Sequence[AgentFailure] = (), text: str = "") -> AgentEnd:
+        """What a worker that leaves has ended, has not ended by itself."""
+        return AgentEnd(None if self._leaving.is_set() else status, failures, text)
 
 
 class AgentLease:

@@ -123,6 +123,8 @@ class AttemptParts:
         self._begun = self._rung = time.monotonic()
         self._looked = float("-inf")
         self._parts: list[Part] = []
+        self._lost: dict[int, str] = {}
+        self._told = False
         self._ring(queues)
 
     def look(self) -> Sequence[Part]:
@@ -139,6 +141,7 @@ class AttemptParts:
         return self._parts
 
     def stop(self) -> None:
+        self._told = True
         try:
             with self._database.write() as session:
                 AgentRepository(session).stop(list(self._queues), now(session))
@@ -147,7 +150,11 @@ class AttemptParts:
 
     def _see(self, sights: Sequence[AgentSight], moment: float) -> None:
         silent = self._silent(sights)
-        self._parts = [self._part(sight, sight.id in silent, moment) for sight in sights]
+        for sight in sights:
+            reason = self._reason(sight, sight.id in silent, moment)
+            if reason is not None:
+                self._lost.setdefault(sight.id, reason)
+        self._parts = [self._part(sight) for sight in sights]
         unheard = [sight.id for sight in sights if sight.state is AgentState.ASKED]
         if unheard and moment - self._rung >= RING_SECONDS:
             self._rung = moment
@@ -158,14 +165,18 @@ class AttemptParts:
         held = [HeldLease(str(s.id), s.heartbeat_at, lease) for s in sights if s.state is AgentState.RUNNING]
         return {int(lease.token) for lease in self._silence.past(held)}
 
-    def _part(self, sight: AgentSight, silent: bool, moment: float) -> Part:
-        ended, lost = sight.state is AgentState.ENDED, None
+    def _reason(self, sight: AgentSight, silent: bool, moment: float) -> str | None:
+        """Why nothing more is to be expected from a host, in words. One that was told to end is not lost by that."""
         if silent:
-            lost = f"was not heard of for {self._settings.lease_seconds:g} s (lease_seconds)"
-        elif ended and sight.end.exit_status is None:
-            lost = "left, or was started anew"
-        elif sight.state is AgentState.ASKED and moment - self._begun > self._settings.fleet_join_seconds:
-            lost = f"had not begun after {self._settings.fleet_join_seconds:g} s (fleet_join_seconds)"
+            return f"was not heard of for {self._settings.lease_seconds:g} s (lease_seconds)"
+        if sight.state is AgentState.ENDED and sight.end.exit_status is None and not self._told:
+            return "left, or was started anew"
+        if sight.state is AgentState.ASKED and moment - self._begun > self._settings.fleet_join_seconds:
+            return f"had not begun after {self._settings.fleet_join_seconds:g} s (fleet_join_seconds)"
+        return None
+
+    def _part(self, sight: AgentSight) -> Part:
+        ended, lost = sight.state is AgentState.ENDED, self._lost.get(sight.id)
         failures = [Failure(failure.at, failure.error) for failure in sight.end.failures]
         return Part(sight.node, sight.host, ended, lost, sight.end.exit_status, failures, sight.end.log_tail)
 

@@ -19,13 +19,17 @@ log = logging.getLogger(__name__)
 QUEUE = "clipwatch.host"
 
 
+class HostError(ValueError):
+    """The settings of this host do not fit what it is. One line."""
+
+
 def describe_host(settings: Settings, launcher: Launcher) -> Host:
     """This host: what the settings say of it, and what they leave out as the system has it.
 
     Raises:
-        ValueError: there is no such interface, or the one to take cannot be known. One line.
+        HostError: there is no such interface, or the one to take cannot be known.
     """
-    name = settings.host_name or socket.gethostname()
+    name = settings.host_name or socket.gethostname()[:63]
     nic, address = _interface(settings.host_nic, settings.host_address)
     each = launcher.resolve(Arm(mode=Mode.FLASH_FSDP))
     gpus = (each.world_size or 0) if each.device is Device.CUDA else 0
@@ -51,7 +55,7 @@ def _interface(nic: str, address: str) -> tuple[str, str]:
         return fit[0]
     there = ", ".join(f"{name} {own}" for name, own in found)
     wanted = " ".join(filter(None, (nic, address))) or "one that goes without saying"
-    raise ValueError(f"no interface that is {wanted}: set CLIPWATCH_HOST_NIC or CLIPWATCH_HOST_ADDRESS; up are {there}")
+    raise HostError(f"no interface that is {wanted}: set CLIPWATCH_HOST_NIC or CLIPWATCH_HOST_ADDRESS; up are {there}")
 
 
 class Membership:

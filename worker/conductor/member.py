@@ -27,7 +27,7 @@ def membership(database: Database, settings: Settings, launcher: LocalLauncher) 
     """Takes part in the fleet while it is entered; nothing where the settings ask for no fleet.
 
     Raises:
-        ValueError: the settings of this host do not fit what it is.
+        HostError: the settings of this host do not fit what it is.
     """
     if settings.launcher != "fleet":
         yield None

@@ -141,6 +141,8 @@ class FleetArm:
         self._head, self._parts, self._folder, self._meeting, self._clock = head, parts, folder, meeting, clock
         self._status: int | None = None
         self._ending: float | None = None
+        # Nodes that failed before anybody was told to end.
+        self._first: set[int] = set()
 
     def poll(self) -> int | None:
         if self._status is None:
@@ -160,6 +162,7 @@ class FleetArm:
         """One host has ended: waits for the word of the others, which may know the reason."""
         if self._ending is None:
             self._ending = self._clock()
+            self._first = {part.node for part in parts if part.failed}
             if status != 0:
                 self._parts.stop()
         late = self._clock() - self._ending > GRACE_SECONDS
@@ -169,7 +172,7 @@ class FleetArm:
             status = self._head.poll()
         if status is not None and _all_over(parts):
             self._collect(status, parts)
-            self._status = status or next((1 for part in parts if part.failed), 0)
+            self._status = status or int(any(part.failed for part in parts))
 
     def _collect(self, status: int, parts: Sequence[Part]) -> None:
         if status and not any(self._folder.glob("error-rank*.json")) and not any(part.failures for part in parts):
@@ -192,7 +195,7 @@ class FleetArm:
             log.write(f"\n--- {named}, the last of its log ---\n{part.log.rstrip()}\n")
         if part.lost is not None:
             _write(self._folder, f"node{part.node}", ErrorKind.HOST, f"{named} {part.lost}")
-        elif part.status and not part.failures:
+        elif part.node in self._first and not part.failures:
             words = f"torchrun ended with status {part.status} on {named}; see the log"
             _write(self._folder, f"node{part.node}", ErrorKind.CRASH, words)
         for number, failure in enumerate(part.failures):

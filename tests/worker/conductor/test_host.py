@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from service.cli import cli
 from service.settings import Settings, get_settings
 from tests.waiting import until
-from worker.conductor.host import Membership, describe_host
+from worker.conductor.host import HostError, Membership, describe_host
 from worker.launch import LocalLauncher
 
 NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -31,7 +31,7 @@ def test_interface_and_address_follow_from_each_other():
 @pytest.mark.parametrize("given", [{"host_nic": "eth99"}, {"host_address": "192.0.2.7"}])
 def test_an_interface_that_is_not_here_is_one_line_that_names_those_that_are(given):
     with pytest.raises(
-        ValueError, match=r"^no interface that is (eth99|192\.0\.2\.7): set .*; up are .*lo 127\.0\.0\.1"
+        HostError, match=r"^no interface that is (eth99|192\.0\.2\.7): set .*; up are .*lo 127\.0\.0\.1"
     ):
         described(**given)
 

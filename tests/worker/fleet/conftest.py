@@ -4,10 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
+from service.app import create_app
 from tests.namespaces import missing
 from tests.servers import Postgres
 from tests.worker.fleet.house import FleetHouse, fleet_house, fleet_settings
+
+
+@pytest.fixture(scope="module")
+def api(house: FleetHouse) -> Iterator[TestClient]:
+    """The API on the same database and broker."""
+    with TestClient(create_app(house.settings)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -53,10 +53,10 @@ class FleetHouse:
         assert found is not None
         return found
 
-    def training(self, public_id: str, role: str = "candidate") -> bool:
-        """Whether the last attempt's arm has taken a step."""
+    def training(self, public_id: str) -> bool:
+        """Whether the last attempt's reference has taken a step."""
         attempts = self.row(public_id).attempts
-        return any(arm.role == role and arm.step for attempt in attempts[-1:] for arm in attempt.arms)
+        return any(arm.role == "reference" and arm.step for attempt in attempts[-1:] for arm in attempt.arms)
 
     def finished(self, public_id: str, seconds: float = 240) -> ComparisonRow:
         """The comparison once it is finished, with sweeps in between as beat does them."""
@@ -140,8 +140,14 @@ def fleet_settings(folder: Path, database_url: str, broker_url: str) -> Settings
 
 def over_hosts(nodes: int, **changes: int) -> Comparison:
     """`flash` in one process against `flash_fsdp` with one process on each of so many hosts."""
-    candidate = Arm(mode=Mode.FLASH_FSDP, world_size=nodes, nodes=nodes, device=Device.CPU, kernels=Kernels.TORCH)
-    return tiny(reference=Mode.FLASH, **changes).model_copy(update={"candidate": candidate})
+    spread = Arm(mode=Mode.FLASH_FSDP, world_size=nodes, nodes=nodes, device=Device.CPU, kernels=Kernels.TORCH)
+    return tiny(reference=Mode.FLASH, **changes).model_copy(update={"candidate": spread})
+
+
+def over_hosts_first(nodes: int, **changes: int) -> Comparison:
+    """The same the other way round: the arm that runs first is the one of several hosts."""
+    comparison = over_hosts(nodes, **changes)
+    return comparison.model_copy(update={"reference": comparison.candidate, "candidate": comparison.reference})
 
 
 def _says(process: psutil.Process, word: str) -> bool:

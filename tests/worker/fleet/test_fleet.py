@@ -6,11 +6,11 @@ from service.contract import Verdict
 from service.store import AttemptState
 from tests.processes import alive
 from tests.waiting import until
-from tests.worker.fleet.house import FleetHouse, over_hosts
+from tests.worker.fleet.house import FleetHouse, over_hosts_first
 
 
 def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
-    public_id = house.submit(over_hosts(2, num_samples=600))
+    public_id = house.submit(over_hosts_first(2, num_samples=600))
     until(lambda: house.training(public_id), 120)
     _head, other = house.nodes()
     worker = house.workers[other - 1]
@@ -20,7 +20,7 @@ def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_rep
     assert alive(family) == []
     done = house.finished(public_id)
     first, second = done.attempts
-    assert first.error.startswith(f"candidate (flash_fsdp): host host{other} (node 1) was not heard of for 4 s")
+    assert first.error.startswith(f"reference (flash_fsdp): host host{other} (node 1) was not heard of for 4 s")
     assert (done.verdict, second.state) == (Verdict.PASSED, AttemptState.FINISHED), done.error
     assert house.reservations() == {}
     assert house.ranks() == []
