@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz history chaos clean
+.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
@@ -23,6 +23,9 @@ gpu-test: $(VENV)/.installed-dev  ## The tests that need a GPU
 
 gpu-parity: $(VENV)/.installed-dev  ## The table of docs/results: default comparison on 1, 2 and 4 GPUs
 	$(BIN)/python -m tests.gpu.parity --world-sizes 1,2,4 --output docs/results/parity.md
+
+fleet-test: $(VENV)/.installed-dev  ## Arms over hosts in network namespaces, and what goes wrong there; needs root
+	FLEET_TESTS=1 $(BIN)/python -m pytest --timeout 900 tests/worker/fleet $(ARGS)
 
 fuzz: $(VENV)/.installed-dev  ## Many requests that the OpenAPI document allows and forbids
 	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest --timeout 3000 tests/service/api/test_fuzz.py $(ARGS)

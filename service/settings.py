@@ -86,6 +86,25 @@ class Settings(BaseSettings):
     arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
     arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
 
+    launcher: Literal["local", "fleet"] = Field(
+        "local", description="Where arms run; fleet: on this host and on others whose workers say so too"
+    )
+    host_name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",
+        description="This host's name in the fleet; default its own",
+    )
+    host_address: str = Field("", description="Address where the other hosts reach this one; default that of host_nic")
+    host_nic: str = Field(
+        "", description="Interface that arms speak over, NCCL and gloo; default the one with the address"
+    )
+    fleet_ports: str = Field("29400-29499", description="Ports of the head where the hosts of an arm meet")
+    fleet_join_seconds: float = Field(120, gt=0, description="A host that has not begun for so long is lost")
+    fleet_collective_seconds: float = Field(600, gt=0, description="Ranks on several hosts wait so long for each other")
+    fleet_wait_seconds: float = Field(
+        3600, gt=0, description="A comparison that needs more hosts than there are for so long is ended: error"
+    )
+
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     otlp_endpoint: str = Field("", description="Where traces are sent, such as http://collector:4318; default nowhere")
@@ -102,6 +121,20 @@ class Settings(BaseSettings):
         if rate:
             parse(rate)
         return rate
+
+    @field_validator("fleet_ports")
+    @classmethod
+    def _ports_are_a_range(cls, ports: str) -> str:
+        first, _, last = ports.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65_535):
+            raise ValueError("a range of ports such as 29400-29499, from 1024 on")
+        return ports
+
+    @property
+    def meeting_ports(self) -> range:
+        """`fleet_ports` as numbers."""
+        first, _, last = self.fleet_ports.partition("-")
+        return range(int(first), int(last) + 1)
 
     @property
     def folder(self) -> Path:

@@ -165,13 +165,18 @@ def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
     return ArmError(kind=ErrorKind.SOURCE, message=message)
 
 
+def described_errors(folder: Path) -> list[tuple[float, ArmError]]:
+    """What ranks, and those who watch them, said of their failures, each with its moment in seconds, oldest first."""
+    paths = sorted(folder.glob("error-rank*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [(path.stat().st_mtime, ArmError.model_validate_json(path.read_bytes())) for path in paths]
+
+
 def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
     """The first failure any rank described, or what the exit status and the log allow to be said.
 
     When one rank dies the others fail in their next collective: the earliest file is the cause.
     """
-    described = sorted(folder.glob("error-rank*.json"), key=lambda path: path.stat().st_mtime_ns)
-    errors = [ArmError.model_validate_json(path.read_bytes()) for path in described]
+    errors = [error for _, error in described_errors(folder)]
     telling = [e for e in errors if e.kind is not ErrorKind.CRASH]
     if errors:
         return (telling or errors)[0]

@@ -54,7 +54,11 @@ DEVICE_PATTERNS = ("nvidia*",)
 
 @dataclass(frozen=True)
 class Plan:
-    """Folders as strings: `readable` and `writable` with all that is in them, `listable` by name alone."""
+    """Folders as strings: `readable` and `writable` with all that is in them, `listable` by name alone.
+
+    `port`: where an arm of several hosts meets. It cannot have a network of its own; all that it may speak TCP with are
+    this port and those that the system hands out by itself.
+    """
 
     isolation: str
     limits: dict[str, int]
@@ -62,6 +66,7 @@ class Plan:
     listable: list[str] = field(default_factory=list)
     writable: list[str] = field(default_factory=list)
     gpu: bool = False
+    port: int | None = None
 
 
 def plan(
@@ -71,6 +76,7 @@ def plan(
     readable: Iterable[Path],
     writable: Iterable[Path],
     gpu: bool,
+    port: int | None = None,
 ) -> Plan:
     """The plan for an arm that imports from the folders of `path`.
 
@@ -86,6 +92,7 @@ def plan(
         [str(entry) for entry in entries],
         [str(each) for each in writable],
         gpu,
+        port,
     )
 
 
@@ -96,10 +103,14 @@ def confine(given: Plan) -> tuple[list[str], list[str]]:
         return ["limits"], ["network", "privileges", "files"]
     done, failed = ["limits"], []
     # In this order: a network of one's own needs privileges, and Landlock that none can be had.
-    layers: list[tuple[str, Callable[[], None]]] = [("network", _leave_network)]
+    port = given.port
+    layers: list[tuple[str, Callable[[], None]]] = [] if port else [("network", _leave_network)]
     if given.gpu:
         layers.append(("kernel settings", _keep_kernel_settings))
-    layers += [("privileges", _drop_privileges), ("files", lambda: _files(given))]
+    layers.append(("privileges", _drop_privileges))
+    if port:
+        layers.append(("ports", lambda: _ports(port)))
+    layers.append(("files", lambda: _files(given)))
     for name, layer in layers:
         try:
             layer()
@@ -177,6 +188,14 @@ def _drop_privileges() -> None:
     header = struct.pack("Ii", CAPABILITY_VERSION, 0)
     _check(library.capset(header, bytes(24)))
     _check(library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _ports(port: int) -> None:
+    """TCP with the port where the hosts meet and with ports that nobody chose: no database, broker or shell has one."""
+    if landlock.version() < 4:
+        raise OSError("this kernel's Landlock knows no ports")
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    landlock.restrict_ports([0, port, *range(int(first), int(last) + 1)])
 
 
 def _files(given: Plan) -> None:
