@@ -17,6 +17,7 @@ from tests.worker.flash.model import (
     relative,
     unwrapped,
 )
+from worker.flash.backend import Pair, TokenSum
 from worker.flash.philox import normal_run
 from worker.flash.runs import Run
 
@@ -111,6 +112,40 @@ def test_gradients_and_their_weighted_sum(kernels, shape, dtype, layouts, precis
     norms.close_gradients(kernels.linear_gradients(a, g, input_precision=precision), a, g)
     factors = torch.rand(batch, device="cuda")
     norms.close_weighted(kernels.scaled(a, factors), kernels.weighted_sum(a.flatten(1), factors), a, factors)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", ["ieee", "fp16x3"])
+def test_many_at_once(kernels, dtype, precision, layout):
+    torch.manual_seed(0)
+    shapes = [
+        (64, 512, 512),
+        (64, 512, 2048),
+        (64, 2048, 512),
+        (1, 512, 10),
+        (33, 65, 7),
+        (300, 96, 80),
+        (64, 512, 512),
+    ]
+    pairs = [
+        Pair(random(4, t, d_in, dtype=dtype, layout=layout), random(4, t, d_out, dtype=dtype, layout=layout))
+        for t, d_in, d_out in shapes
+    ]
+    for some in (pairs, pairs[:4]):
+        found = kernels.linear_weights(some, input_precision=precision)
+        assert torch.equal(kernels.linear_weights(some, input_precision=precision), found)
+        for squares, pair in zip(found, some, strict=True):
+            norms.close(squares, norms.linear(*pair))
+    tensors, factors = [g for _, g in pairs], torch.rand(4, device="cuda")
+    for found, g in zip(kernels.all_scaled(tensors, factors), tensors, strict=True):
+        assert torch.equal(found, kernels.scaled(g, factors))
+    terms = [TokenSum(g) for g in tensors]
+    terms += [TokenSum(g, torch.randn(g.shape, device="cuda"), 1e-5, centred=g.shape[1] > 1) for g in tensors]
+    sums = kernels.token_sums(terms)
+    assert torch.equal(kernels.token_sums(terms), sums)
+    for found, term in zip(sums.split([term.backprops.shape[2] for term in terms], 1), terms, strict=True):
+        norms.close(found.square().sum(1), norms.token_sum(term))
 
 
 def test_noise():

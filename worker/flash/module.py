@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample, Product
+from worker.flash.contributions import Contribution, PerSample, Postponed, Product
 from worker.flash.layers import UNROLLED, layer_parameters, layer_type, prepare_functorch, refuse_shared_parameters
 from worker.flash.ledger import Ledger
 from worker.flash.planner import Choice, Linear, Planner
@@ -213,7 +213,8 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         shape = Linear(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision)
         return pair.written(self.backend) if self._planner.writes(name, shape, a.data_ptr()) else pair
 
-    def _added(self, module: nn.Module, earlier: Contribution, later: Contribution) -> Contribution:
+    def _added(self, module: nn.Module, *calls: Contribution) -> Contribution:
+        earlier, later = (call.computed(self.backend) if isinstance(call, Postponed) else call for call in calls)
         try:
             return earlier + later
         except TypeError as error:
