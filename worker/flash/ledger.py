@@ -36,8 +36,10 @@ class Ledger:
             kind = _kind(contribution)
             alike[(kind, dtypes[name]) if kind else name][name] = contribution
         found: dict[str, _Entry] = {}
-        for members in alike.values():
-            found.update(dict.fromkeys(members, _entry(members, dtypes[next(iter(members))])))
+        for key, members in alike.items():
+            found.update(
+                dict.fromkeys(members, _entry(members, dtypes[next(iter(members))], alone=isinstance(key, str)))
+            )
         self._entries = {name: found[name] for name in contributions}
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
@@ -162,7 +164,7 @@ class _Pairs(_Entry):
                 a = scaled[_view(a)]
             else:
                 g = scaled[_view(g)]
-            yield name, (g.reshape(-1, g.shape[2]).t() @ a.reshape(-1, a.shape[2])).to(self._dtype)
+            yield name, torch.mm(g.flatten(0, 1).t(), a.flatten(0, 1)).to(self._dtype)
 
 
 def _view(tensor: torch.Tensor) -> Hashable:
@@ -183,9 +185,9 @@ def _kind(contribution: Contribution) -> Hashable | None:
     return None
 
 
-def _entry(members: Mapping[str, Contribution], dtype: torch.dtype) -> _Entry:
+def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bool) -> _Entry:
     first = next(iter(members.values()))
-    if _kind(first) is None:
+    if alone:
         return _Single(members, dtype)
     if isinstance(first, Postponed):
         return _Postponed(members, dtype)

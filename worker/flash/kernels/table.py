@@ -1,5 +1,6 @@
 """Tables: what a launch over many tensors reads their addresses, sizes and strides from."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,9 +11,15 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 
 
 def table(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """The rows as int64 on the device, copied without waiting for it."""
-    found = torch.tensor(rows, dtype=torch.int64)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+    """The rows as int64 on the device. Steps that are alike use the same addresses again, and so the same table."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return _table(tuple(map(tuple, rows)), device, stream)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, _: torch.cuda.Stream | None) -> torch.Tensor:
+    # Not pinned: so few bytes travel with the command, and pinning costs as much as a launch.
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Per-sample gradients of many small biases, LayerNorms and RMSNorms in one launch: launches are all that they cost."""
 
+import functools
 import struct
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from worker.flash.planner import WIDEST
 
 # Programs for each processor, so that tokens are read while others are reduced.
 _PROGRAMS = 8
+_Row = tuple[int, ...]
 _PLAIN, _CENTRED, _SCALED = range(3)
 
 
@@ -32,30 +34,39 @@ def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
     sums = first.new_empty(chunks, batch, sum(widths), dtype=torch.float32)
     if not sums.numel():
         return sums.sum(0)
-    starts = [sum(widths[:i]) for i in range(len(terms))]
-    for kind in dict.fromkeys(map(_dtypes, terms)):
-        places = [i for i, term in enumerate(terms) if _dtypes(term) == kind]
-        _launch([terms[i] for i in places], [starts[i] for i in places], kind, sums)
+    alike: dict[tuple[torch.dtype, torch.dtype], list[_Row]] = {}
+    held: list[torch.Tensor] = []  # a copy must live until the launch
+    start = 0
+    for g, x, eps, centred in terms:
+        kind = _PLAIN if x is None else _CENTRED if centred else _SCALED
+        g, x = rows_of(g), None if x is None else rows_of(x)
+        source = g if x is None else x
+        held += [g, source]
+        alike.setdefault((g.dtype, source.dtype), []).append(
+            (
+                g.data_ptr(),
+                source.data_ptr(),
+                *g.shape[1:],
+                *g.stride()[:2],
+                *source.stride()[:2],
+                start,
+                kind,
+                _bits(eps),
+            )
+        )
+        start += g.shape[2]
+    check_dtypes(*held)
+    for dtypes, rows in alike.items():
+        _launch(rows, dtypes, sums)
     return sums[0] if chunks == 1 else sums.sum(0)
 
 
-def _dtypes(term: TokenSum) -> tuple[torch.dtype, torch.dtype]:
-    g, x = term.backprops, term.activations
-    return g.dtype, g.dtype if x is None else x.dtype
+@functools.cache
+def _bits(eps: float) -> int:
+    return struct.unpack("q", struct.pack("d", eps))[0]
 
 
-def _launch(
-    terms: list[TokenSum], starts: list[int], dtypes: tuple[torch.dtype, torch.dtype], sums: torch.Tensor
-) -> None:
-    rows, held = [], []
-    for (g, x, eps, centred), start in zip(terms, starts, strict=True):
-        check_dtypes(g)
-        kind = _PLAIN if x is None else _CENTRED if centred else _SCALED
-        g, x = rows_of(g), rows_of(g if x is None else x)
-        check_dtypes(x)
-        held += [g, x]  # a copy must live until the launch
-        bits = struct.unpack("q", struct.pack("d", eps))[0]
-        rows.append([g.data_ptr(), x.data_ptr(), *g.shape[1:], *g.stride()[:2], *x.stride()[:2], start, kind, bits])
+def _launch(rows: list[_Row], dtypes: tuple[torch.dtype, torch.dtype], sums: torch.Tensor) -> None:
     chunks, batch, total = sums.shape
     width = max(row[3] for row in rows)
     with on_device(sums):
