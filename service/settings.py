@@ -71,6 +71,14 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
+    launcher: Literal["local", "container"] = Field(
+        "local", description="Where arms run: under torchrun on the worker's host, or in a container each"
+    )
+    container_image: str = Field(
+        "clipwatch-worker:cuda", description="Image of the arms' containers, of the worker's release; a digest pins it"
+    )
+    container_engine: str = Field("", description="URL of the engine; default DOCKER_HOST or the usual socket")
+
     isolation: Literal["auto", "required", "off"] = Field(
         "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
     )

@@ -12,27 +12,11 @@ from pathlib import Path
 import psutil
 
 import worker
-from service.contract import Arm, ArmSpec, Device, Kernels
+from service.contract import Arm, ArmSpec, Device
+from worker.launch.command import resolved, scrubbed, torchrun_options, tuned, visible_gpus, write_spec
 from worker.launch.confine import Plan, plan, private_folders
-from worker.launch.protocol import LOG, SPEC, Isolation, LaunchError, Limits, RunningArm
+from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
 
-# The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
-KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_HOME"}
-KEPT_PREFIXES = (
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "NVSHMEM_",
-    "GLOO_",
-    "TORCH_",
-    "PYTORCH_",
-    "TRITON_",
-    "OMP_",
-    "MKL_",
-    "COVERAGE_",
-)
-
-CPU_WORLD_SIZE = 2
 GRACE_SECONDS = 2.0
 
 
@@ -57,41 +41,17 @@ class LocalLauncher:
         self._isolation, self._limits = isolation, limits
 
     def resolve(self, arm: Arm) -> Arm:
-        gpus = 0 if arm.device is Device.CPU else _visible_gpus()
-        if arm.device is Device.CUDA and gpus == 0:
-            raise LaunchError("device cuda was asked for, but no GPU is visible here")
-        device = Device.CUDA if gpus else Device.CPU
-        world_size = arm.world_size or ((gpus or CPU_WORLD_SIZE) if arm.mode.sharded else 1)
-        if device is Device.CUDA and world_size > gpus:
-            raise LaunchError(f"world size {world_size} exceeds the {gpus} visible GPU{'s' if gpus > 1 else ''}")
-        kernels = arm.kernels
-        if kernels is Kernels.AUTO:
-            kernels = Kernels.TRITON if device is Device.CUDA else Kernels.TORCH
-        if kernels is Kernels.TRITON and device is Device.CPU and arm.mode.flash and not self._interprets():
-            raise LaunchError("kernels triton need a GPU; on the CPU ask for kernels torch")
-        return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
+        return resolved(arm, visible_gpus(arm), self._interprets())
 
     def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-        ranks = spec.arm.world_size
-        assert ranks is not None, "the arm must be resolved"
-        scrubbed = self._scrubbed(spec.arm, source)
+        ranks = write_spec(spec, folder)
+        kept = self._scrubbed(spec.arm, source)
         # Measuring coverage writes to another folder than the arm's.
-        environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
+        environment = {name: value for name, value in kept.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
         environment |= self._own(environment, folder.resolve(), source)
-        command = [
-            sys.executable,
-            "-m",
-            "worker.launch.agent",
-            json.dumps(asdict(planned)),
-            "--nnodes=1",
-            f"--nproc-per-node={ranks}",
-        ]
-        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-        command += ["--max-restarts=0", "--no-python", *self._program]
-        command += ["--spec", str(folder / SPEC), "--out", str(folder)]
+        command = [sys.executable, "-m", "worker.launch.agent", json.dumps(asdict(planned))]
+        command += torchrun_options(ranks, self._program, folder)
         with (folder / LOG).open("wb") as log:
             return LocalArm(
                 subprocess.Popen(
@@ -137,16 +97,7 @@ class LocalLauncher:
         return self._environment.get("TRITON_INTERPRET") == "1"
 
     def _scrubbed(self, arm: Arm, source: Path | None) -> dict[str, str]:
-        kept = {
-            name: value for name, value in self._environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
-        }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // (arm.world_size or 1))))
-        # Opacus' accountants round differently with another number of BLAS threads; ε must be identical in both arms.
-        kept["OPENBLAS_NUM_THREADS"] = "1"
-        if arm.device is Device.CPU:
-            # One host needs no network: without this gloo looks up the host's name, which may not resolve.
-            kept.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        kept = tuned(scrubbed(self._environment), arm)
         # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
         paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
@@ -185,10 +136,3 @@ class LocalArm:
             self._agent.kill()
             self._agent.wait()
         psutil.wait_procs(alive)
-
-
-def _visible_gpus() -> int:
-    # Late: torch takes seconds to import, and only this question needs it.
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count()

@@ -1,0 +1,23 @@
+"""The launcher that the settings ask for."""
+
+from service.settings import Settings
+from worker.launch import Isolation, Launcher, Limits, LocalLauncher
+from worker.launch.container import ContainerLauncher
+
+
+def make_launcher(settings: Settings) -> Launcher:
+    """Where this worker's arms run.
+
+    Raises:
+        LaunchError: the container engine does not answer, or has no such image.
+    """
+    limits = Limits(
+        memory=int(settings.arm_memory_gib * 2**30),
+        disk=int(settings.arm_disk_gib * 2**30),
+        processes=settings.arm_processes,
+    )
+    match settings.launcher:
+        case "local":
+            return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits)
+        case "container":
+            return ContainerLauncher(settings.container_image, limits=limits, engine=settings.container_engine)
