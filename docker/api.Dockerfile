@@ -13,7 +13,7 @@ ENV PATH=/opt/clipwatch/bin:$PATH \
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin clipwatch \
-    && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts
+    && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts /secrets
 
 WORKDIR /src
 # What the package needs goes first: it changes less often than the package.
