@@ -14,11 +14,14 @@ from worker.launch.engine import connect
 IMAGE = os.environ.get("CONTAINER_TEST_IMAGE", "clipwatch-worker:cpu")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """They take minutes, so they are run where they are asked for alone."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.engine)
+            if "engine" not in config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason="needs a container engine: make container-test"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from service.contract import ErrorKind
+from service.contract import ArmSpec, ErrorKind
 from tests.container.conftest import IMAGE
 from tests.waiting import until
 from tests.worker.launch.test_hostile import (
@@ -36,7 +36,7 @@ attempt("root file system", lambda: write("/usr/hostile"))
 attempt("home of the image", lambda: write("/var/lib/clipwatch/hostile"))
 attempt("engine", lambda: [p for p in ("/var/run/docker.sock", "/run/docker.sock") if os.path.exists(p)][0])
 attempt("watch, read", lambda: read("/proc/1/environ"))
-attempt("watch, memory", lambda: read("/proc/1/mem"))
+attempt("watch, memory", lambda: open("/proc/1/mem", "rb").close() or "opened")
 attempt("watch, killed", lambda: [os.kill(1, number) for number in (9, 19)] and 1 / 0)
 attempt("kernel settings", lambda: write("/proc/sys/kernel/core_pattern"))
 attempt("mount of its own", lambda: ctypes.CDLL(None).unshare(0x10020000) and 1 / 0)
@@ -71,18 +71,26 @@ def test_a_hostile_opacus_gets_hold_of_nothing_and_trains(engine, tmp_path):
     until(lambda: not marked(marker), 5)
 
 
+# Where the launcher will say what happened.
+PLANTED = """
+import os
+os.symlink("spec.json", "error-rank-watch.json")
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "limits", "words"),
     [
         (FORKS, Limits(processes=40), "processes, more than the limit of 40"),
         (MANY_FILES, Limits(disk=20 * 2**20), "MiB, more than the limit of 20 MiB"),
-        (MEMORY, Limits(memory=500 * 2**20), "more memory than the limit of 500 MiB"),
+        (PLANTED + MEMORY, Limits(memory=500 * 2**20), "more memory than the limit of 500 MiB"),
     ],
     ids=["fork bomb", "full disk", "memory"],
 )
 def test_an_arm_that_exceeds_a_limit_is_ended_and_says_so(engine, tmp_path, code, limits, words):
     launcher = ContainerLauncher(IMAGE, program=("python3", "-c", code), limits=limits, root=tmp_path)
     outcome, log = run(tmp_path / "attempt" / "arm", launcher)
+    ArmSpec.model_validate_json((tmp_path / "attempt" / "arm" / "spec.json").read_bytes())
     assert outcome.error is not None
     assert (outcome.error.kind, outcome.error.kind.verdict) == (ErrorKind.LIMIT, "error")
     assert words in outcome.error.message, log

@@ -134,6 +134,27 @@ def test_one_file_cannot_fill_the_disk_even_between_two_looks(tmp_path):
     assert (tmp_path / "file").stat().st_size == 20 * 2**20
 
 
+LINKS = """
+import os
+os.remove("log.txt")
+os.symlink({secret!r}, "log.txt")
+os.symlink({secret!r}, "error-rank0.json")
+os.mkfifo("record.jsonl")
+"""
+
+
+def test_no_link_or_pipe_in_its_folder_leads_the_worker_astray(tmp_path):
+    """The worker reads what the arm may not, and its log is for all to see."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret" * 10_000)
+    program = (sys.executable, "-c", LINKS.format(secret=str(secret)))
+    outcome, log = run(tmp_path / "arm", LocalLauncher(program=program))
+    assert outcome.error is not None
+    assert outcome.error.kind is ErrorKind.CRASH
+    assert "secret" not in log
+    assert "secret" not in outcome.error.message
+
+
 FORGED = """
 import json, os
 from worker.training import recorder
