@@ -16,7 +16,7 @@ from docker.models.containers import Container
 
 from service.contract import ArmError, ErrorKind
 from worker.launch.agent import ERROR, in_mib
-from worker.launch.engine import UNREACHABLE, reason
+from worker.launch.engine import UNREACHABLE, reason, remove
 from worker.launch.protocol import Limits
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,7 @@ class ContainedArm:
     def stop(self) -> None:
         """Kills every process in the container and removes it. Harmless when it has gone."""
         try:
-            self._container.remove(force=True)
-        except NotFound:
-            pass
+            remove(self._container)
         except (APIError, *UNREACHABLE) as error:
             log.error("%s stays behind until this worker has gone: %s", self._container.name, reason(error))
         self._reader.join(DRAIN_SECONDS)

@@ -5,12 +5,11 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
@@ -18,7 +17,7 @@ from service.contract import Arm, ArmSpec, Device
 from worker.launch.command import resolved, scrubbed, torchrun_options, tuned, visible_gpus, write_spec
 from worker.launch.confine import LAYERS, Plan, private_folders
 from worker.launch.contained import ContainedArm
-from worker.launch.engine import connect, find_image, in_words
+from worker.launch.engine import connect, find_image, in_words, remove
 from worker.launch.owner import Owner, lives
 from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
 
@@ -113,21 +112,17 @@ class ContainerLauncher:
                 file = (folder / LOG).open("wb")
                 container.start()
             except BaseException:
-                container.remove(force=True)
+                remove(container)
                 raise
         return ContainedArm(container, folder, self._limits, output, file)
 
     def _create(self, folder: Path, **given: Any) -> Container:
-        """A container that is named after the arm's folder, in place of one that may have that name already."""
+        """A container that is named after the arm's folder, in place of one that was made for it already."""
         name = f"{folder.parent.name}-{folder.name}"
-        with suppress(NotFound):
-            self._client.containers.get(name).remove(force=True)
-        labels = {
-            f"{LABEL}.root": str(self._root),
-            f"{LABEL}.owner": self._owner.name,
-            f"{LABEL}.attempt": folder.parent.name,
-            f"{LABEL}.role": folder.name,
-        }
+        arm = {f"{LABEL}.attempt": folder.parent.name, f"{LABEL}.role": folder.name}
+        for earlier in self._mine(arm):
+            remove(earlier)
+        labels = arm | {f"{LABEL}.root": str(self._root), f"{LABEL}.owner": self._owner.name}
         return self._client.containers.create(
             self._image, name=name, labels=labels, entrypoint=[], working_dir=str(ARM), **given, **self._confinement()
         )
@@ -136,6 +131,8 @@ class ContainerLauncher:
         limits = self._limits
         memory = {"mem_limit": limits.memory, "memswap_limit": limits.memory} if limits.memory else {}
         return {
+            # The agent is the first process: no other can kill it, and it reaps.
+            "init": False,
             "network_mode": "none",
             "read_only": True,
             "cap_drop": ["ALL"],
@@ -174,20 +171,27 @@ class ContainerLauncher:
         """The GPUs of these indices among those that this worker sees; without indices all of them."""
         capabilities = [["gpu", "compute", "utility"]]
         listed = self._environment.get("CUDA_VISIBLE_DEVICES")
-        visible = listed.split(",") if listed else None
-        if devices is None and visible is None:
-            return [DeviceRequest(driver="nvidia", count=-1, capabilities=capabilities)]
-        chosen = [visible[index] if visible else str(index) for index in devices or range(len(visible or []))]
-        return [DeviceRequest(driver="nvidia", device_ids=chosen, capabilities=capabilities)]
+        chosen = listed.split(",") if listed else None
+        if devices is not None:
+            chosen = [chosen[index] if chosen else str(index) for index in devices]
+        which = {"count": -1} if chosen is None else {"device_ids": chosen}
+        return [DeviceRequest(driver="nvidia", capabilities=capabilities, **which)]
 
     def _sweep(self) -> None:
         """Ends the arms of workers that have gone."""
-        mine = {"label": f"{LABEL}.root={self._root}"}
-        with in_words("the container engine does not list its containers"):
-            for container in self._client.containers.list(all=True, filters=mine, ignore_removed=True):
+        with in_words("the container engine does not list or end what was left behind"):
+            for container in self._mine():
                 if not lives(self._root, container.labels[f"{LABEL}.owner"]):
                     log.warning("ending %s, left behind by a worker that has gone", container.name)
-                    container.remove(force=True)
+                    remove(container)
+
+    def _mine(self, labels: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
+        """The containers with these labels of all workers that share this one's root."""
+        wanted = {f"{LABEL}.root": str(self._root)} | dict(labels)
+        found: list[Container] = self._client.containers.list(
+            all=True, filters={"label": [f"{name}={value}" for name, value in wanted.items()]}, ignore_removed=True
+        )
+        return found
 
 
 def _hand_over(folder: Path) -> str:

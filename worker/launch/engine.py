@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from docker.client import DockerClient
 from docker.errors import APIError, DockerException, ImageNotFound
+from docker.models.containers import Container
 from docker.models.images import Image
 from urllib3.exceptions import HTTPError
 
@@ -47,6 +49,15 @@ def find_image(url: str, name: str) -> Image:
         ) from error
     finally:
         client.close()
+
+
+def remove(container: Container) -> None:
+    """Kills what runs in a container and removes it; harmless when it has gone, or somebody else is removing it."""
+    try:
+        container.remove(force=True)
+    except APIError as error:
+        if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+            raise
 
 
 @contextmanager

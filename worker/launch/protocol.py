@@ -33,7 +33,7 @@ class Limits:
 
 
 class LaunchError(Exception):
-    """The arm cannot be started here: no such device, or fewer devices than ranks. One line, for the user."""
+    """The arm cannot be started here: no such device, fewer devices than ranks, no engine. One line, for the user."""
 
 
 class RunningArm(Protocol):
@@ -63,5 +63,8 @@ class Launcher(Protocol):
         """Write `spec.json` into `folder` and start the arm, its output going to `log.txt` there.
 
         `source` is the folder that the arm's Opacus is imported from; without one it is the installed Opacus.
+
+        Raises:
+            LaunchError: what it would run on does not answer, or refuses.
         """
         ...
