@@ -1,32 +1,18 @@
 """Hostile code in a container: what it tries fails, and what it exceeds is said."""
 
-import json
 import os
-import socket
 import threading
 
 import pytest
 
 from service.contract import ArmSpec, ErrorKind
 from tests.container.conftest import IMAGE
-from tests.waiting import until
-from tests.worker.launch.test_hostile import (
-    FORKS,
-    HOSTILE,
-    MANY_FILES,
-    MEMORY,
-    ONE_FILE,
-    SPEC,
-    changed_opacus,
-    marked,
-    run,
-)
+from tests.worker.launch.test_hostile import FORKS, MANY_FILES, MEMORY, ONE_FILE, SPEC, attacked, run
 from tests.worker.workloads import Recording
 from worker.conductor import limits as of_time
 from worker.conductor.arm import run_arm
 from worker.launch.container import ContainerLauncher
 from worker.launch.protocol import Limits
-from worker.source import hash_package
 
 # What is there to be tried in a container alone. Whatever it kills and fills, the arm has to go on.
 CONTAINED = """
@@ -47,28 +33,10 @@ with open("found.json", "w") as file:
 
 
 def test_a_hostile_opacus_gets_hold_of_nothing_and_trains(engine, tmp_path):
-    database, other = tmp_path / "data" / "clipwatch.db", tmp_path / "attempts" / "reference" / "record.jsonl"
-    for secret in (database, other):
-        secret.parent.mkdir(parents=True)
-        secret.write_text("secret")
-    marker = f"clipwatch-hostile-{os.getpid()}"
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        targets = {"worker": os.getpid(), "database": str(database), "other": str(other), "marker": marker}
-        targets["port"] = listening.getsockname()[1]
-        code = HOSTILE.read_text().replace("TARGETS = {}", f"TARGETS = {targets!r}") + CONTAINED
-        source = changed_opacus(tmp_path / "source", "\n" + code)
-        launcher = ContainerLauncher(
-            IMAGE, {**os.environ, "CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d"}, root=tmp_path
-        )
-        outcome, log = run(tmp_path / "attempts" / "candidate", launcher, source=source)
-    assert outcome.error is None, (outcome.error, log)
-    written = json.loads((tmp_path / "attempts" / "candidate" / "found.json").read_text())
+    environment = {**os.environ, "CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d"}
+    written, _ = attacked(tmp_path, ContainerLauncher(IMAGE, environment, root=tmp_path), CONTAINED)
     assert written["found"] == {}
     assert len(written["failed"]) == 25
-    assert (database.read_text(), other.read_text()) == ("secret", "secret")
-    assert hash_package(source.folder / "opacus") == source.digest
-    assert "confined: limits, network, privileges, files; not confined: –" in log
-    until(lambda: not marked(marker), 5)
 
 
 # Where the launcher will say what happened.
