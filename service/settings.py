@@ -77,6 +77,16 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
+    launcher: Literal["local", "fleet", "container"] = Field(
+        "local",
+        description="Where arms run: under torchrun on the worker's host; on it and on others whose workers say fleet "
+        "too; in a container each",
+    )
+    container_image: str = Field(
+        "clipwatch-worker:cuda", description="Image of the arms' containers, of the worker's release; a digest pins it"
+    )
+    container_engine: str = Field("", description="URL of the engine; default DOCKER_HOST or the usual socket")
+
     isolation: Literal["auto", "required", "off"] = Field(
         "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
     )
@@ -86,9 +96,6 @@ class Settings(BaseSettings):
     arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
     arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
 
-    launcher: Literal["local", "fleet"] = Field(
-        "local", description="Where arms run; fleet: on this host and on others whose workers say so too"
-    )
     host_name: str = Field(
         "",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",
