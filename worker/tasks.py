@@ -6,11 +6,12 @@ from celery import signals
 
 from service.artifacts import ArtifactFolder
 from service.queue import LOOK, make_celery
-from service.settings import Settings, get_settings
+from service.settings import get_settings
 from service.store import Database
 from service.telemetry import bound, configure_logging, span, start_tracing
 from worker.conductor.conduct import Conductor
-from worker.launch import Isolation, Launcher, Limits, LocalLauncher
+from worker.launch import Launcher
+from worker.launchers import make_launcher
 
 
 def main(launcher: Launcher | None = None) -> None:
@@ -18,7 +19,7 @@ def main(launcher: Launcher | None = None) -> None:
     settings = get_settings()
     app = make_celery(settings)
     database, artifacts = Database(settings.database), ArtifactFolder(settings)
-    conductor = Conductor(database, artifacts, settings, launcher or _launcher(settings))
+    conductor = Conductor(database, artifacts, settings, launcher or make_launcher(settings))
 
     @app.task(name=LOOK)
     def look(public_id: str) -> None:
@@ -39,12 +40,3 @@ def main(launcher: Launcher | None = None) -> None:
     start_tracing(settings, "worker")
     options = ["--pool=threads", f"--concurrency={settings.worker_concurrency}", "--loglevel=INFO"]
     app.worker_main(["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", *options])
-
-
-def _launcher(settings: Settings) -> LocalLauncher:
-    limits = Limits(
-        memory=int(settings.arm_memory_gib * 2**30),
-        disk=int(settings.arm_disk_gib * 2**30),
-        processes=settings.arm_processes,
-    )
-    return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits)
