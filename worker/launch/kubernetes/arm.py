@@ -85,8 +85,10 @@ class KubernetesArm:
                     version = self._watch(pods, version)
             except Expired:
                 version = ""
-            except FAULTS as fault:
+            except Exception as fault:
                 # The arm runs on without us; limits of time are the conductor's.
+                if not isinstance(fault, FAULTS):
+                    log.exception("%s: cannot be followed", self._created.job.name)
                 self._say(f"the cluster cannot be asked: {said(fault)}")
                 version = ""
                 self._stopping.wait(RETRY_SECONDS)

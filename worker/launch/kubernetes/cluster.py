@@ -136,7 +136,8 @@ class Cluster:
             Expired: list again.
         """
         try:
-            for event in watch.Watch().stream(
+            # Objects as they come: what this client's models do not expect is no reason to lose sight of an arm.
+            for event in watch.Watch(return_type="object").stream(
                 self._core.list_namespaced_pod,
                 self._options.namespace,
                 label_selector=f"{ARM}={created.job.name}",
