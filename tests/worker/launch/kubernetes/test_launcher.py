@@ -2,13 +2,15 @@ import json
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes.client import Configuration
 
 from service.contract import Arm, ArmSpec, Device, ErrorKind, Kernels, Mode
 from tests.waiting import until
-from tests.worker.launch.kubernetes.api_server import ApiServer, Kubelet, container, refusal
+from tests.worker.launch.kubernetes.api_server import OBJECTS, ApiServer, Kubelet, container, refusal
 from tests.worker.workloads import Recording, cpu_arm, run, tiny
 from worker.conductor import Stopped
 from worker.conductor.arm import run_arm
@@ -16,6 +18,7 @@ from worker.launch.kubernetes import ClusterOptions, KubernetesLauncher
 from worker.launch.kubernetes.cluster import Cluster
 from worker.launch.protocol import LOG, LaunchError
 
+RBAC = Path(__file__).parents[4] / "k8s/overlays/multi-node/rbac.yaml"
 ARM = cpu_arm(Mode.FLASH)
 SPEC = ArmSpec(workload=tiny(), arm=ARM)
 
@@ -244,3 +247,30 @@ def test_ranks_are_spread_evenly_over_the_fewest_nodes(options, tmp_path):
         pods = [p for _, kind, p in server.history if kind == "ADDED"]
         assert len(pods) == 2
         assert {p["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for p in pods} == {"3"}
+
+
+def test_the_role_of_workers_allows_exactly_what_is_asked_for(options, tmp_path):
+    asked = set()
+    for job_sets in (True, False):
+        with cluster_of(replace(options, conductor_uid="1"), job_sets=job_sets) as (server, launcher):
+            for plural in ("jobsets", "jobs"):
+                labels = {"clipwatch.dev/conductor": options.conductor, "clipwatch.dev/arm": "left"}
+                server.add(plural, {"metadata": {"name": "left", "labels": labels}, "spec": {}})
+            spec = ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH_FSDP, 2))
+            arm = launcher(replace(options, conductor_uid="1")).start(spec, tmp_path / f"candidate-{job_sets}")
+            until(lambda: server.count("GET", "watch="))
+            arm.stop()
+            asked |= set(filter(None, (permission(*request) for request in server.requests)))
+    (role,) = [d for d in yaml.safe_load_all(RBAC.read_text()) if d["kind"] == "Role"]
+    allowed = {(rule["apiGroups"][0], rule["resources"][0], verb) for rule in role["rules"] for verb in rule["verbs"]}
+    assert asked == allowed
+
+
+def permission(method, url):
+    """The permission that a request needs: group, resource, verb. Discovery needs none."""
+    found = OBJECTS.match(url.partition("?")[0])
+    if not found:
+        return None
+    verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if found["name"] else "list")
+    group = found["group"].rpartition("/")[0]
+    return group, found["plural"], "watch" if "watch=" in url else verb
