@@ -77,10 +77,10 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
-    launcher: Literal["local", "fleet", "container"] = Field(
+    launcher: Literal["local", "fleet", "container", "kubernetes"] = Field(
         "local",
         description="Where arms run: under torchrun on the worker's host; on it and on others whose workers say fleet "
-        "too; in a container each",
+        "too; in a container each; as pods of a cluster",
     )
     container_image: str = Field(
         "clipwatch-worker:cuda", description="Image of the arms' containers, of the worker's release; a digest pins it"
@@ -111,6 +111,24 @@ class Settings(BaseSettings):
     fleet_wait_seconds: float = Field(
         3600, gt=0, description="A comparison that needs more hosts than there are for so long is ended: error"
     )
+
+    kubernetes_namespace: str = Field("clipwatch", description="Namespace of arms")
+    kubernetes_image: str = Field("clipwatch-worker:latest", description="Image of arms: the worker's")
+    kubernetes_claim: str = Field("arms", description="Volume claim through which arms and workers exchange files")
+    kubernetes_mount: Path = Field(Path("/arms"), description="Where workers have that claim mounted")
+    kubernetes_device: Literal["cpu", "cuda"] = Field("cpu", description="What arms train on unless they ask for cpu")
+    kubernetes_ranks_per_node: int = Field(8, ge=1, description="Most ranks of a pod; each has a GPU with cuda")
+    kubernetes_max_nodes: int = Field(16, ge=1, description="Most pods of an arm")
+    kubernetes_cpus: int = Field(1, ge=1, description="CPUs that each rank asks for")
+    kubernetes_memory_gib: float = Field(4, gt=0, description="Memory that each rank may use")
+    kubernetes_interface: str = Field("eth0", description="Network interface of pods, for NCCL and gloo between nodes")
+    kubernetes_queue: str = Field("", description="Kueue's local queue for arms; default none")
+    kubernetes_topology: str = Field(
+        "", description="Node label whose value an arm has to itself, such as a rack; JobSet only; default none"
+    )
+    kubernetes_start_seconds: float = Field(600, gt=0, description="An arm whose pods do not start for so long: error")
+    kubernetes_pod_name: str = Field("", description="The worker's own pod; default its host name")
+    kubernetes_pod_uid: str = Field("", description="That pod's uid, so that arms end with it; default they do not")
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
