@@ -14,7 +14,7 @@ import click
 from service.commands.fault import Fault
 from service.commands.lifeline import hold_lifeline
 
-NAMES = ("up", "api", "beat", "migrate", "submit", "watch", "token", "doctor", "prune", "backup")
+NAMES = ("up", "api", "beat", "migrate", "submit", "watch", "token", "doctor", "hosts", "prune", "backup")
 OWN = {name: f"service.commands.{name}:{name}" for name in NAMES} | {"restore": "service.commands.backup:restore"}
 
 

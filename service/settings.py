@@ -77,6 +77,16 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
+    launcher: Literal["local", "fleet", "container", "kubernetes"] = Field(
+        "local",
+        description="Where arms run: under torchrun on the worker's host; on it and on others whose workers say fleet "
+        "too; in a container each; as pods of a cluster",
+    )
+    container_image: str = Field(
+        "clipwatch-worker:cuda", description="Image of the arms' containers, of the worker's release; a digest pins it"
+    )
+    container_engine: str = Field("", description="URL of the engine; default DOCKER_HOST or the usual socket")
+
     isolation: Literal["auto", "required", "off"] = Field(
         "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
     )
@@ -85,6 +95,40 @@ class Settings(BaseSettings):
     )
     arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
     arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
+
+    host_name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",
+        description="This host's name in the fleet; default its own",
+    )
+    host_address: str = Field("", description="Address where the other hosts reach this one; default that of host_nic")
+    host_nic: str = Field(
+        "", description="Interface that arms speak over, NCCL and gloo; default the one with the address"
+    )
+    fleet_ports: str = Field("29400-29499", description="Ports of the head where the hosts of an arm meet")
+    fleet_join_seconds: float = Field(120, gt=0, description="A host that has not begun for so long is lost")
+    fleet_collective_seconds: float = Field(600, gt=0, description="Ranks on several hosts wait so long for each other")
+    fleet_wait_seconds: float = Field(
+        3600, gt=0, description="A comparison that needs more hosts than there are for so long is ended: error"
+    )
+
+    kubernetes_namespace: str = Field("clipwatch", description="Namespace of arms")
+    kubernetes_image: str = Field("clipwatch-worker:latest", description="Image of arms: the worker's")
+    kubernetes_claim: str = Field("arms", description="Volume claim through which arms and workers exchange files")
+    kubernetes_mount: Path = Field(Path("/arms"), description="Where workers have that claim mounted")
+    kubernetes_device: Literal["cpu", "cuda"] = Field("cpu", description="What arms train on unless they ask for cpu")
+    kubernetes_ranks_per_node: int = Field(8, ge=1, description="Most ranks of a pod; each has a GPU with cuda")
+    kubernetes_max_nodes: int = Field(16, ge=1, description="Most pods of an arm")
+    kubernetes_cpus: int = Field(1, ge=1, description="CPUs that each rank asks for")
+    kubernetes_memory_gib: float = Field(4, gt=0, description="Memory that each rank may use")
+    kubernetes_interface: str = Field("eth0", description="Network interface of pods, for NCCL and gloo between nodes")
+    kubernetes_queue: str = Field("", description="Kueue's local queue for arms; default none")
+    kubernetes_topology: str = Field(
+        "", description="Node label whose value an arm has to itself, such as a rack; JobSet only; default none"
+    )
+    kubernetes_start_seconds: float = Field(600, gt=0, description="An arm whose pods do not start for so long: error")
+    kubernetes_pod_name: str = Field("", description="The worker's own pod; default its host name")
+    kubernetes_pod_uid: str = Field("", description="That pod's uid, so that arms end with it; default they do not")
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -102,6 +146,20 @@ class Settings(BaseSettings):
         if rate:
             parse(rate)
         return rate
+
+    @field_validator("fleet_ports")
+    @classmethod
+    def _ports_are_a_range(cls, ports: str) -> str:
+        first, _, last = ports.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65_535):
+            raise ValueError("a range of ports such as 29400-29499, from 1024 on")
+        return ports
+
+    @property
+    def meeting_ports(self) -> range:
+        """`fleet_ports` as numbers."""
+        first, _, last = self.fleet_ports.partition("-")
+        return range(int(first), int(last) + 1)
 
     @property
     def folder(self) -> Path:

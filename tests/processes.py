@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,11 +25,13 @@ class Program:
         *,
         module: str = "service.cli",
         environment: Mapping[str, str] | None = None,
+        enter: Sequence[str] = (),
     ) -> None:
+        """`enter`: what stands before the command, such as what puts it into a namespace."""
         self.output = output
         with output.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*enter, sys.executable, "-m", module, *arguments],
                 env=settings.environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -54,6 +54,13 @@ def run_options(command: Any) -> Any:
     help="Ranks of the candidate, and of the reference if it is sharded.  [default: all GPUs, or 2 on CPU, for "
     "sharded modes; 1 for others]",
 )
+@click.option(
+    "--nodes",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Hosts of the candidate, and of the reference if it is sharded.",
+)
 @click.option("--tolerance", type=float, help="Loss tolerance; others follow.  [default: 1e-4 fp32, 1e-3 bf16]")
 @arm_options
 @check_options
@@ -62,9 +69,11 @@ def run_options(command: Any) -> Any:
 def compare(**options: Any) -> None:
     """Train a workload in two modes and judge whether they agree."""
     workload = workload_from(options)
-    world_size, shared = options["world_size"], {name: options[name] for name in ("dtype", "device", "kernels")}
-    reference = arm_from(options["reference"], world_size if Mode(options["reference"]).sharded else None, **shared)
-    candidate = arm_from(options["candidate"], world_size, **shared)
+    shared = {name: options[name] for name in ("dtype", "device", "kernels")}
+    spread = {name: options[name] for name in ("world_size", "nodes")}
+    alone = {"world_size": None, "nodes": 1}
+    reference = arm_from(options["reference"], **(spread if Mode(options["reference"]).sharded else alone), **shared)
+    candidate = arm_from(options["candidate"], **spread, **shared)
     reference, candidate = (
         with_source(arm, options, role) for role, arm in zip(ROLES, (reference, candidate), strict=True)
     )

@@ -94,12 +94,13 @@ def workload_from(options: dict[str, Any]) -> Workload:
     return _checked(lambda: Workload(model=ModelSpec(**model), **workload))
 
 
-def arm_from(mode: str, world_size: int | None, dtype: str, device: str, kernels: str) -> Arm:
+def arm_from(mode: str, world_size: int | None, dtype: str, device: str, kernels: str, nodes: int = 1) -> Arm:
     """An arm from option values; raises click.UsageError when they do not fit together."""
     return _checked(
         lambda: Arm(
             mode=Mode(mode),
             world_size=world_size,
+            nodes=nodes,
             dtype=Dtype(dtype),
             device=Device(device),
             kernels=Kernels(kernels),

@@ -1,33 +1,51 @@
-"""The Celery task: a bell that rings is a conductor that looks."""
+"""The Celery tasks: a bell that rings is a conductor that looks, or in a fleet a host that looks for its part."""
 
 from typing import Any
 
 from celery import signals
 
 from service.artifacts import ArtifactFolder
-from service.queue import LOOK, make_celery
-from service.settings import Settings, get_settings
+from service.commands.fault import Fault
+from service.queue import LOOK, LOOK_AGENT, QUEUE, make_celery
+from service.settings import get_settings
 from service.store import Database
 from service.telemetry import bound, configure_logging, span, start_tracing
 from worker.conductor.conduct import Conductor
-from worker.launch import Isolation, Launcher, Limits, LocalLauncher
-from worker.launch.devices import Devices, cores, default_slots
+from worker.conductor.host import HostError
+from worker.conductor.member import Member, membership
+from worker.launch import Launcher, LaunchError
+from worker.launch.devices import Devices
+from worker.launchers import cpu_slots, local_launcher, make_launcher
 
 
 def main(launcher: Launcher | None = None) -> None:
     """Serve comparisons until SIGTERM or SIGINT; their arms run under torchrun on this host by default."""
     settings = get_settings()
+    database = Database(settings.database)
+    try:
+        with membership(database, settings, local_launcher(settings)) as member:
+            _serve(database, launcher or make_launcher(settings), member)
+    except (HostError, LaunchError) as fault:
+        raise Fault(str(fault)) from fault
+
+
+def _serve(database: Database, launcher: Launcher, member: Member | None) -> None:
+    settings = get_settings()
     app = make_celery(settings)
-    database, artifacts = Database(settings.database), ArtifactFolder(settings)
-    slots = settings.cpu_slots or default_slots(settings.worker_concurrency)
-    launcher = launcher or _launcher(settings, threads=max(1, cores() // slots))
-    conductor = Conductor(database, artifacts, settings, launcher, Devices(slots))
+    fleet = member.fleet if member else None
+    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, Devices(cpu_slots(settings)), fleet)
 
     @app.task(name=LOOK)
     def look(public_id: str) -> None:
         """Conduct the comparison, if it is still queued."""
         with bound(comparison=public_id), span("conduct", comparison=public_id):
             conductor.conduct(public_id)
+
+    @app.task(name=LOOK_AGENT)
+    def look_agent(agent_id: int) -> None:
+        """Do this host's part of an arm, if it is still asked for."""
+        if member is not None:
+            member.agents.run(agent_id)
 
     @signals.setup_logging.connect(weak=False)
     def log_as_we_do(**_: Any) -> None:
@@ -38,16 +56,12 @@ def main(launcher: Launcher | None = None) -> None:
     def leave(**_: Any) -> None:
         """Give running comparisons back as soon as the worker is told to go."""
         conductor.shut_down()
+        if member is not None:
+            member.agents.shut_down()
 
     start_tracing(settings, "worker")
-    options = ["--pool=threads", f"--concurrency={settings.worker_concurrency}", "--loglevel=INFO"]
-    app.worker_main(["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", *options])
-
-
-def _launcher(settings: Settings, threads: int) -> LocalLauncher:
-    limits = Limits(
-        memory=int(settings.arm_memory_gib * 2**30),
-        disk=int(settings.arm_disk_gib * 2**30),
-        processes=settings.arm_processes,
+    queues = [QUEUE, *([member.queue] if member else [])]
+    options = ["--pool=threads", f"--concurrency={settings.worker_concurrency}", f"--queues={','.join(queues)}"]
+    app.worker_main(
+        ["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO", *options]
     )
-    return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits, threads=threads)

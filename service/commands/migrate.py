@@ -1,15 +1,44 @@
 """`clipwatch migrate`."""
 
-import click
+import time
 
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.commands.fault import Fault
 from service.settings import get_settings
-from service.store import Database
+from service.store import Database, is_current, one_line
 from service.store import migrate as upgrade
+
+POLL_SECONDS = 1.0
 
 
 @click.command()
-def migrate() -> None:
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Change nothing: wait until somebody else has migrated, at most so long.",
+)
+def migrate(wait: float | None) -> None:
     """Bring the database to the tables of this version."""
     database = Database(get_settings().database)
-    upgrade(database)
+    if wait is None:
+        upgrade(database)
+    else:
+        _await(database, wait)
     click.echo(f"up to date: {database.engine.url!r}")
+
+
+def _await(database: Database, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        why = "the database is not at the newest revision"
+        try:
+            if is_current(database):
+                return
+        except SQLAlchemyError as fault:
+            why = f"the database cannot be asked: {one_line(fault)}"
+        if time.monotonic() >= deadline:
+            raise Fault(f"{why}, after {seconds:g} s: run `clipwatch migrate`")
+        time.sleep(POLL_SECONDS)

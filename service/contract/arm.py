@@ -74,12 +74,13 @@ class Provider(StrEnum):
 
 
 class Arm(Document):
-    """Mode, ranks, dtype, device, kernels and Opacus source of one training run."""
+    """Mode, ranks, nodes, dtype, device, kernels and Opacus source of one training run."""
 
     mode: Mode
     world_size: int | None = Field(
         None, ge=1, le=65_536, description="Processes; default: all GPUs or 2 for sharded modes, 1 for others"
     )
+    nodes: int = Field(1, ge=1, le=4_096, description="Hosts that the processes are spread over, evenly")
     dtype: Dtype = Dtype.FP32
     device: Device = Device.AUTO
     kernels: Kernels = Kernels.AUTO
@@ -95,6 +96,10 @@ class Arm(Document):
     def _parts_fit(self) -> "Arm":
         if self.mode is Mode.ORACLE and self.world_size not in (None, 1):
             raise ValueError("the oracle runs in one process: world_size must be 1")
+        if self.mode is Mode.ORACLE and self.nodes != 1:
+            raise ValueError("the oracle runs in one process: nodes must be 1")
+        if self.world_size is not None and self.world_size % self.nodes:
+            raise ValueError(f"world_size {self.world_size} cannot be spread evenly over {self.nodes} nodes")
         if self.dtype is Dtype.BF16_MIXED and not self.mode.sharded:
             raise ValueError("dtype bf16_mixed is FSDP's: it needs mode ghost_fsdp or flash_fsdp")
         return self

@@ -76,6 +76,11 @@ class Comparison(Document):
         return Tolerances(**(defaults | filled))
 
     @property
+    def nodes(self) -> int:
+        """Hosts that it needs at a time: its arms run one after another."""
+        return max(self.reference.nodes, self.candidate.nodes)
+
+    @property
     def oracle_due(self) -> int:
         """Steps that an oracle takes: bfloat16 parameters lose updates in rounding, so there only the first counts."""
         steps = min(self.oracle_steps, self.workload.num_steps)
@@ -85,5 +90,9 @@ class Comparison(Document):
     def definition(self) -> str:
         """A hash (64 hex digits) of everything but name and reuse: equal definitions share one history."""
         document = self.model_dump(mode="json", exclude={"name", "tolerances", "reuse"})
+        for arm in (document["reference"], document["candidate"]):
+            # What was compared before there were nodes keeps its history.
+            if arm["nodes"] == 1:
+                del arm["nodes"]
         document["limits"] = self.limits.model_dump(mode="json")
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

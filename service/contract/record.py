@@ -24,6 +24,9 @@ class ArmSpec(Document):
     arm: Arm
     exact: bool = Field(False, description="Record whole tensors beside their fingerprints")
     num_steps: int | None = Field(None, ge=1, description="Stop after this many steps; default all of the workload")
+    collective_seconds: float | None = Field(
+        None, gt=0, description="How long ranks wait for each other before they give up; default torch's"
+    )
 
     @property
     def planned_steps(self) -> int:
@@ -137,6 +140,7 @@ class ErrorKind(StrEnum):
     TIME_LIMIT = "time_limit"
     CRASH = "crash"
     LIMIT = "limit"
+    HOST = "host"  # a host of several was lost, or the way to it: the arm is not to blame
     CANCELLED = "cancelled"
 
     @property

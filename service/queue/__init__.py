@@ -4,7 +4,7 @@ The database holds the truth. A message carries an id and means "look", so one t
 harmless. Leases are in `service.store`; here is who watches over them.
 """
 
-from service.queue.bell import LOOK, QUEUE, Bell, make_celery
+from service.queue.bell import LOOK, LOOK_AGENT, QUEUE, Bell, make_celery
 from service.queue.checks import (
     known_verdicts,
     queue_checks,
@@ -18,6 +18,7 @@ from service.queue.sweeper import Sweeper, Swept
 
 __all__ = [
     "LOOK",
+    "LOOK_AGENT",
     "QUEUE",
     "Bell",
     "IdempotencyConflict",

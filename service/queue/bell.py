@@ -9,6 +9,7 @@ from service.queue.folder import folder_options
 from service.settings import Settings
 
 LOOK = "clipwatch.look"
+LOOK_AGENT = "clipwatch.look_agent"
 QUEUE = "clipwatch"
 BROKER_SECONDS = 2
 
@@ -60,6 +61,15 @@ class Bell:
         except Exception as error:
             # Any failure at all: the row is committed and must be answered for.
             log.warning("could not ring for %s, the sweeper will: %s", public_id, error)
+            return False
+        return True
+
+    def ring_host(self, queue: str, agent_id: int) -> bool:
+        """Publishes "look at this agent" to a host's own queue. False when the broker cannot be reached."""
+        try:
+            self._celery.send_task(LOOK_AGENT, args=[agent_id], queue=queue)
+        except Exception as error:
+            log.warning("could not ring %s for agent %d: %s", queue, agent_id, error)
             return False
         return True
 

@@ -5,6 +5,7 @@ fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
 from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository
+from service.store.agents import AgentEnd, AgentFailure, AgentRepository, AgentSight, AgentTask
 from service.store.attempts import ArmProgress, AttemptRepository, Claim, HeldLease, Progress
 from service.store.check_models import CheckEntryRow, CheckRow, DeliveryRow, DeliveryState, ReportKind, ReportRow
 from service.store.checks import CheckRepository, Line, line_of
@@ -12,6 +13,8 @@ from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
 from service.store.deliveries import Delivery, DeliveryRepository
+from service.store.host_models import AgentRow, AgentState, HostRow, ReservationRow
+from service.store.hosts import Host, HostRepository, HostSight, Node, NoHosts
 from service.store.logs import LogRepository
 from service.store.migrate import downgrade, is_current, migrate
 from service.store.models import (
@@ -33,6 +36,13 @@ from service.store.statistics import Statistics, statistics
 
 __all__ = [
     "NOTED_EVERY",
+    "AgentEnd",
+    "AgentFailure",
+    "AgentRepository",
+    "AgentRow",
+    "AgentSight",
+    "AgentState",
+    "AgentTask",
     "ArmProgress",
     "ArmResult",
     "ArmRow",
@@ -56,15 +66,22 @@ __all__ = [
     "DeliveryState",
     "GateRow",
     "HeldLease",
+    "Host",
+    "HostRepository",
+    "HostRow",
+    "HostSight",
     "Line",
     "LogChunkRow",
     "LogRepository",
+    "NoHosts",
+    "Node",
     "Progress",
     "PruneRepository",
     "Report",
     "ReportKind",
     "ReportRepository",
     "ReportRow",
+    "ReservationRow",
     "Statistics",
     "Status",
     "TokenRepository",

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session, undefer
 
 from service.contract import ArmStart, Comparison, Verdict
+from service.store.host_models import ReservationRow
 from service.store.models import ArmRow, AttemptRow, AttemptState, ComparisonRow, Status
 from service.store.results import AttemptResult, as_json, one_line, write_result
 
@@ -122,6 +123,14 @@ class AttemptRepository:
         self._requeue(attempt, now, now)
         return True
 
+    def lose(self, token: str, reason: str, now: datetime, max_attempts: int) -> bool:
+        """Ends an attempt that lost a host, as `take_back` one that lost its worker. False if the lease is lost."""
+        attempt = self._end(token, AttemptState.EXPIRED, now)
+        if attempt is None:
+            return False
+        self._lost(attempt, reason, now, timedelta(0), max_attempts)
+        return True
+
     def held(self) -> list[HeldLease]:
         """Every lease that is held, by a worker that lives or one that does not."""
         columns = select(AttemptRow.token, AttemptRow.heartbeat_at, AttemptRow.lease_expires_at)
@@ -136,7 +145,18 @@ class AttemptRepository:
         attempt = self._end(lease.token, AttemptState.EXPIRED, now, AttemptRow.heartbeat_at == lease.heartbeat_at)
         if attempt is None:
             return False
-        attempt.error = f"worker {attempt.worker} was not heard of for too long"
+        self._lost(attempt, f"worker {attempt.worker} was not heard of for too long", now, lease.duration, max_attempts)
+        return True
+
+    def arms(self, attempt_id: int, *, grad_norms: bool = False) -> list[ArmRow]:
+        """The arms of an attempt with their series, and on request with every sample's gradient norm."""
+        loaded = [undefer(ArmRow.series)] + ([undefer(ArmRow.grad_norms)] if grad_norms else [])
+        query = select(ArmRow).where(ArmRow.attempt_id == attempt_id).order_by(ArmRow.id)
+        return list(self._session.scalars(query.options(*loaded)))
+
+    def _lost(self, attempt: AttemptRow, reason: str, now: datetime, longest: timedelta, max_attempts: int) -> None:
+        """Queues again, or gives up after `max_attempts`. One lost before waits, at random, for up to `longest`."""
+        attempt.error = reason
         query = select(func.count()).where(
             AttemptRow.comparison_id == attempt.comparison_id, AttemptRow.state == AttemptState.EXPIRED.value
         )
@@ -145,17 +165,10 @@ class AttemptRepository:
             # One that kills its worker takes those with it that are conducted beside it. They must not all come back
             # at the same moment, to the same worker, until all are given up.
             share = random.random() if lost > 1 else 0.0
-            self._requeue(attempt, now, now + share * lease.duration)
+            self._requeue(attempt, now, now + share * longest)
         else:
             message = f"gave up after {lost} lost attempts: the last {attempt.error}"
             self._finish(attempt, Verdict.ERROR, message, now)
-        return True
-
-    def arms(self, attempt_id: int, *, grad_norms: bool = False) -> list[ArmRow]:
-        """The arms of an attempt with their series, and on request with every sample's gradient norm."""
-        loaded = [undefer(ArmRow.series)] + ([undefer(ArmRow.grad_norms)] if grad_norms else [])
-        query = select(ArmRow).where(ArmRow.attempt_id == attempt_id).order_by(ArmRow.id)
-        return list(self._session.scalars(query.options(*loaded)))
 
     def _claimed(self, public_id: str, now: datetime) -> ComparisonRow | None:
         claim = (
@@ -173,7 +186,10 @@ class AttemptRepository:
             .values(state=state.value, finished_at=now)
             .returning(AttemptRow)
         )
-        return self._session.scalar(ended.execution_options(populate_existing=True))
+        attempt = self._session.scalar(ended.execution_options(populate_existing=True))
+        if attempt is not None:
+            self._session.execute(delete(ReservationRow).where(ReservationRow.attempt_id == attempt.id))
+        return attempt
 
     def _locked(self, attempt: AttemptRow) -> ComparisonRow:
         query = select(ComparisonRow).where(ComparisonRow.id == attempt.comparison_id).with_for_update()

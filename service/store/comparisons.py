@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from service.contract import Comparison, Mode, Verdict
@@ -111,6 +111,22 @@ class ComparisonRepository:
             row.status, row.verdict, row.finished_at = Status.FINISHED.value, Verdict.CANCELLED.value, now
         self._session.flush()
         return row
+
+    def want_hosts(self, public_id: str, count: int | None) -> None:
+        """Notes that a comparison waits for hosts that others hold, or does no longer."""
+        waiting = update(ComparisonRow).where(ComparisonRow.public_id == public_id)
+        self._session.execute(waiting.values(hosts_wanted=count))
+
+    def give_up(self, public_id: str, error: str, now: datetime, waited: timedelta) -> bool:
+        """Ends with the verdict `error` what has been queued for `waited`; false for what has not, or is not queued."""
+        last = select(func.max(AttemptRow.finished_at)).where(AttemptRow.comparison_id == ComparisonRow.id)
+        since = func.coalesce(last.scalar_subquery(), ComparisonRow.created_at)
+        waiting = (ComparisonRow.public_id == public_id, ComparisonRow.status == Status.QUEUED.value)
+        ended = update(ComparisonRow).where(*waiting, since <= now - waited)
+        ended = ended.values(
+            status=Status.FINISHED.value, verdict=Verdict.ERROR.value, error=error, finished_at=now
+        ).returning(ComparisonRow.id)
+        return self._session.scalar(ended) is not None
 
     def take_due_rings(self, now: datetime, interval: timedelta, limit: int) -> list[str]:
         """Public ids of at most `limit` queued comparisons to ring for, oldest first; each is due again later.

@@ -1,18 +1,20 @@
 """Follows one arm from its start to its end, reading what it writes."""
 
+import os
 import re
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, BinaryIO, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from worker.checkout import Source
 from worker.conductor.limits import UNLIMITED, Limits, Stopwatch
-from worker.launch import Launcher
+from worker.launch import Launcher, LaunchError
 from worker.launch.protocol import LOG
 from worker.source import describe_source
 
@@ -61,9 +63,10 @@ class Tail:
         self._path, self._offset = path, 0
 
     def read(self) -> bytes:
-        if not self._path.exists():
+        file = _opened(self._path)
+        if file is None:
             return b""
-        with self._path.open("rb") as file:
+        with file:
             file.seek(self._offset)
             new = file.read()
         self._offset += len(new)
@@ -115,7 +118,10 @@ def run_arm(
     Raises:
         Stopped: `stop` was set.
     """
-    running = launcher.start(spec, folder, source.folder if source else None, devices=devices)
+    try:
+        running = launcher.start(spec, folder, source.folder if source else None, devices=devices)
+    except LaunchError as fault:
+        return ArmOutcome(role, spec, ArmRecord(), ArmError(kind=ErrorKind.DEVICE, message=str(fault)), folder)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
     stopwatch = Stopwatch(limits)
     try:
@@ -165,20 +171,25 @@ def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
     return ArmError(kind=ErrorKind.SOURCE, message=message)
 
 
+def described_errors(folder: Path) -> list[tuple[float, ArmError]]:
+    """What ranks, and those who watch them, said of their failures, each with its moment in seconds, oldest first."""
+    paths = sorted(folder.glob("error-rank*.json"), key=lambda path: path.lstat().st_mtime_ns)
+    said = [(path.lstat().st_mtime, _text(path)) for path in paths]
+    return [(moment, ArmError.model_validate_json(text)) for moment, text in said if text]
+
+
 def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
     """The first failure any rank described, or what the exit status and the log allow to be said.
 
     When one rank dies the others fail in their next collective: the earliest file is the cause.
     """
-    described = sorted(folder.glob("error-rank*.json"), key=lambda path: path.stat().st_mtime_ns)
-    errors = [ArmError.model_validate_json(path.read_bytes()) for path in described]
+    errors = [error for _, error in described_errors(folder)]
     telling = [e for e in errors if e.kind is not ErrorKind.CRASH]
     if errors:
         return (telling or errors)[0]
     if status == 0:
         return ArmError(kind=ErrorKind.CRASH, message="the arm ended without finishing its record")
-    log = (folder / LOG).read_text(encoding="utf-8", errors="replace") if (folder / LOG).exists() else ""
-    if KILLED.search(log):
+    if KILLED.search(_text(folder / LOG).decode("utf-8", errors="replace")):
         sizes = "batch_size, seq_len, hidden_size or vocab_size"
         return ArmError(
             kind=ErrorKind.OUT_OF_MEMORY,
@@ -186,3 +197,27 @@ def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
             f"world size ({spec.arm.world_size})",
         )
     return ArmError(kind=ErrorKind.CRASH, message=f"torchrun ended with status {status}; see the log")
+
+
+def _text(path: Path) -> bytes:
+    file = _opened(path)
+    if file is None:
+        return b""
+    with file:
+        return file.read()
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """A file of an arm's folder, if it is one.
+
+    What runs in the arm may have put something else there: a link that leads to what only the worker may read, which
+    would go into the log for all to see, or a pipe that nobody writes to.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb")

@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from service.artifacts import ArtifactFolder
-from service.contract import Verdict
+from service.contract import ErrorKind, Verdict
 from service.settings import Settings
-from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
+from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, NoHosts, now, one_line
 from service.telemetry import bound, span
+from worker.conductor.fleet import Fleet
 from worker.conductor.folder import attempt_folder
 from worker.conductor.kept import KeptArms
 from worker.conductor.lease import Lease, Reason
@@ -37,10 +38,14 @@ class Conductor:
         settings: Settings,
         launcher: Launcher,
         places: Places | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
-        """Comparisons share `places`; without them each runs its arms one after another."""
-        self._database, self._artifacts, self._settings, self._launcher = database, artifacts, settings, launcher
-        self._places = places
+        """Comparisons share `places`; without them each runs its arms one after another.
+
+        `fleet`: where an attempt holds hosts, this one and others; then it says what launches its arms.
+        """
+        self._database, self._artifacts, self._settings = database, artifacts, settings
+        self._launcher, self._places, self._fleet = launcher, places, fleet
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
@@ -54,15 +59,16 @@ class Conductor:
         """
         if self._leaving:
             return None
-        claim = self._claim(public_id)
-        if claim is None:
+        claimed = self._claim(public_id)
+        if claimed is None:
             log.info("%s: nothing to do", public_id)
             return None
+        claim, launcher = claimed
         log.info("%s: attempt %d", public_id, claim.number)
         with bound(attempt=claim.number), Lease(self._database, claim, self._settings) as lease:
             self._add(lease)
             try:
-                verdict = self._hold(claim, lease)
+                verdict = self._hold(claim, lease, launcher)
             finally:
                 with self._lock:
                     self._leases.discard(lease)
@@ -82,25 +88,40 @@ class Conductor:
             if self._leaving:
                 lease.end(Reason.SHUTDOWN)
 
-    def _claim(self, public_id: str) -> Claim | None:
-        with self._database.write() as session:
-            moment, attempts = now(session), AttemptRepository(session)
-            return attempts.claim(public_id, self._worker, moment, timedelta(seconds=self._settings.lease_seconds))
+    def _claim(self, public_id: str) -> tuple[Claim, Launcher] | None:
+        """The claim and what launches its arms. Without the hosts that it needs nothing is claimed."""
+        try:
+            with self._database.write() as session:
+                moment, attempts = now(session), AttemptRepository(session)
+                duration = timedelta(seconds=self._settings.lease_seconds)
+                claim = attempts.claim(public_id, self._worker, moment, duration)
+                nodes = self._fleet.reserve(session, claim) if claim and self._fleet else []
+        except NoHosts as shortage:
+            assert self._fleet is not None
+            self._fleet.put_off(public_id, shortage)
+            return None
+        if claim is None:
+            return None
+        return claim, self._fleet.launcher(claim, nodes) if self._fleet else self._launcher
 
-    def _hold(self, claim: Claim, lease: Lease) -> Verdict | None:
+    def _hold(self, claim: Claim, lease: Lease, launcher: Launcher) -> Verdict | None:
         try:
             with attempt_folder() as folder:
                 outcome = run_comparison(
                     claim.comparison,
                     folder,
-                    launcher=self._launcher,
+                    launcher=launcher,
                     observer=lease,
                     stop=lease.stop,
                     checkout=self._checkout,
                     limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
-                    places=self._places,
-                    kept=self._kept(claim),
+                    # On other hosts nobody says which devices are free: there an attempt has all of them, in turn.
+                    places=None if self._spread(claim) else self._places,
+                    kept=self._kept(claim, launcher),
                 )
+                if outcome.error is not None and outcome.error.kind is ErrorKind.HOST:
+                    self._lose(claim, lease, outcome.error.message)
+                    return None
                 with span("store artifacts"):
                     result = self._result(claim, outcome)
         except Stopped:
@@ -113,10 +134,19 @@ class Conductor:
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
 
-    def _kept(self, claim: Claim) -> KeptArms | None:
-        if not isinstance(self._launcher, HasPlace):
+    def _spread(self, claim: Claim) -> bool:
+        return max(claim.comparison.reference.nodes, claim.comparison.candidate.nodes) > 1
+
+    def _kept(self, claim: Claim, launcher: Launcher) -> KeptArms | None:
+        if not isinstance(launcher, HasPlace):
             return None
-        return KeptArms(self._artifacts, self._launcher, f"{claim.public_id}/{claim.number}")
+        return KeptArms(self._artifacts, launcher, f"{claim.public_id}/{claim.number}")
+
+    def _lose(self, claim: Claim, lease: Lease, reason: str) -> None:
+        """Gives the comparison back, for other hosts to try, as often as an attempt may be lost."""
+        log.warning("%s: %s", claim.public_id, reason)
+        limit = self._settings.max_attempts
+        lease.finish(lambda session, attempts: attempts.lose(claim.token, one_line(reason), now(session), limit))
 
     def _stopped(self, reason: Reason | None) -> AttemptResult:
         if reason is Reason.TIME_LIMIT:

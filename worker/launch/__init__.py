@@ -1,9 +1,11 @@
-"""Starts the ranks of an arm and ends them: `Launcher` is the protocol, `LocalLauncher` runs torchrun on this host.
+"""Starts the ranks of an arm and ends them: `Launcher` is the protocol, `LocalLauncher` runs torchrun on this host,
+`FleetLauncher` on several.
 
 A launcher sees an `ArmSpec` and a folder, never a store. What it starts gets a scrubbed environment.
 """
 
+from worker.launch.fleet import FleetLauncher
 from worker.launch.local import LocalLauncher
 from worker.launch.protocol import Isolation, Launcher, LaunchError, Limits, RunningArm
 
-__all__ = ["Isolation", "LaunchError", "Launcher", "Limits", "LocalLauncher", "RunningArm"]
+__all__ = ["FleetLauncher", "Isolation", "LaunchError", "Launcher", "Limits", "LocalLauncher", "RunningArm"]

@@ -26,6 +26,8 @@ MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi")
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
+LAYERS = ("network", "privileges", "files")
+
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys")
 # Of /etc what programs need to start and to find names; not what only root may read, for a worker may be root.
 ETC = (
@@ -54,7 +56,13 @@ DEVICE_PATTERNS = ("nvidia*",)
 
 @dataclass(frozen=True)
 class Plan:
-    """Folders as strings: `readable` and `writable` with all that is in them, `listable` by name alone."""
+    """Folders as strings: `readable` and `writable` with all that is in them, `listable` by name alone.
+
+    `port`: where an arm of several hosts meets. It cannot have a network of its own; all that it may speak TCP with are
+    this port and those that the system hands out by itself.
+
+    `around` names the layers that are there already, put around this process by whoever started it.
+    """
 
     isolation: str
     limits: dict[str, int]
@@ -62,6 +70,8 @@ class Plan:
     listable: list[str] = field(default_factory=list)
     writable: list[str] = field(default_factory=list)
     gpu: bool = False
+    port: int | None = None
+    around: list[str] = field(default_factory=list)
 
 
 def plan(
@@ -71,6 +81,7 @@ def plan(
     readable: Iterable[Path],
     writable: Iterable[Path],
     gpu: bool,
+    port: int | None = None,
 ) -> Plan:
     """The plan for an arm that imports from the folders of `path`.
 
@@ -86,20 +97,27 @@ def plan(
         [str(entry) for entry in entries],
         [str(each) for each in writable],
         gpu,
+        port,
     )
 
 
 def confine(given: Plan) -> tuple[list[str], list[str]]:
     """Confines this process and all that it starts, as far as this system can. What was done, and what could not be."""
     _limit(given.limits)
+    if given.around:
+        return ["limits", *given.around], [name for name in LAYERS if name not in given.around]
     if given.isolation == Isolation.OFF or sys.platform != "linux":
-        return ["limits"], ["network", "privileges", "files"]
+        return ["limits"], list(LAYERS)
     done, failed = ["limits"], []
     # In this order: a network of one's own needs privileges, and Landlock that none can be had.
-    layers: list[tuple[str, Callable[[], None]]] = [("network", _leave_network)]
+    port = given.port
+    layers: list[tuple[str, Callable[[], None]]] = [] if port else [("network", _leave_network)]
     if given.gpu:
         layers.append(("kernel settings", _keep_kernel_settings))
-    layers += [("privileges", _drop_privileges), ("files", lambda: _files(given))]
+    layers.append(("privileges", _drop_privileges))
+    if port:
+        layers.append(("ports", lambda: _ports(port)))
+    layers.append(("files", lambda: _files(given)))
     for name, layer in layers:
         try:
             layer()
@@ -177,6 +195,14 @@ def _drop_privileges() -> None:
     header = struct.pack("Ii", CAPABILITY_VERSION, 0)
     _check(library.capset(header, bytes(24)))
     _check(library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _ports(port: int) -> None:
+    """TCP with the port where the hosts meet and with ports that nobody chose: no database, broker or shell has one."""
+    if landlock.version() < 4:
+        raise OSError("this kernel's Landlock knows no ports")
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    landlock.restrict_ports([0, port, *range(int(first), int(last) + 1)])
 
 
 def _files(given: Plan) -> None:

@@ -12,29 +12,13 @@ from pathlib import Path
 import psutil
 
 import worker
-from service.contract import Arm, ArmSpec, Device, Kernels
+from service.contract import Arm, ArmSpec, Device
+from worker.launch.command import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 from worker.launch.confine import Plan, plan, private_folders
-from worker.launch.devices import cores, visible_gpus
 from worker.launch.place import Place, describe_place
-from worker.launch.protocol import LOG, SPEC, Isolation, LaunchError, Limits, RunningArm
+from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
+from worker.launch.rendezvous import ALONE, Rendezvous
 
-# The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
-KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_HOME"}
-KEPT_PREFIXES = (
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "NVSHMEM_",
-    "GLOO_",
-    "TORCH_",
-    "PYTORCH_",
-    "TRITON_",
-    "OMP_",
-    "MKL_",
-    "COVERAGE_",
-)
-
-CPU_WORLD_SIZE = 2
 GRACE_SECONDS = 2.0
 
 
@@ -61,19 +45,7 @@ class LocalLauncher:
         self._isolation, self._limits, self._threads = isolation, limits, threads
 
     def resolve(self, arm: Arm) -> Arm:
-        gpus = 0 if arm.device is Device.CPU else visible_gpus()
-        if arm.device is Device.CUDA and gpus == 0:
-            raise LaunchError("device cuda was asked for, but no GPU is visible here")
-        device = Device.CUDA if gpus else Device.CPU
-        world_size = arm.world_size or ((gpus or CPU_WORLD_SIZE) if arm.mode.sharded else 1)
-        if device is Device.CUDA and world_size > gpus:
-            raise LaunchError(f"world size {world_size} exceeds the {gpus} visible GPU{'s' if gpus > 1 else ''}")
-        kernels = arm.kernels
-        if kernels is Kernels.AUTO:
-            kernels = Kernels.TRITON if device is Device.CUDA else Kernels.TORCH
-        if kernels is Kernels.TRITON and device is Device.CPU and arm.mode.flash and not self._interprets():
-            raise LaunchError("kernels triton need a GPU; on the CPU ask for kernels torch")
-        return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
+        return resolved(arm, gpus_for(arm), self._interprets())
 
     def place(self, arm: Arm) -> Place | None:
         """What an arm here runs with, beside its Opacus."""
@@ -82,26 +54,25 @@ class LocalLauncher:
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
     ) -> RunningArm:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-        ranks = spec.arm.world_size
-        assert ranks is not None, "the arm must be resolved"
-        scrubbed = self._scrubbed(spec.arm, source, devices)
+        return self.join(spec, folder, source, ALONE, devices)
+
+    def join(
+        self,
+        spec: ArmSpec,
+        folder: Path,
+        source: Path | None,
+        rendezvous: Rendezvous,
+        devices: Sequence[int] | None = None,
+    ) -> RunningArm:
+        """As `start`, for this host's part of an arm whose other parts come to the same `rendezvous`."""
+        ranks = write_spec(spec, folder) // rendezvous.nodes
+        kept = self._scrubbed(spec.arm, source, devices, rendezvous)
         # Measuring coverage writes to another folder than the arm's.
-        environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
-        planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
+        environment = {name: value for name, value in kept.items() if not name.startswith("COVERAGE_")}
+        planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA, rendezvous.port)
         environment |= self._own(environment, folder.resolve(), source)
-        command = [
-            sys.executable,
-            "-m",
-            "worker.launch.agent",
-            json.dumps(asdict(planned)),
-            "--nnodes=1",
-            f"--nproc-per-node={ranks}",
-        ]
-        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-        command += ["--max-restarts=0", "--no-python", *self._program]
-        command += ["--spec", str(folder / SPEC), "--out", str(folder)]
+        command = [sys.executable, "-m", "worker.launch.agent", json.dumps(asdict(planned))]
+        command += torchrun_options(ranks, self._program, folder, rendezvous)
         with (folder / LOG).open("wb") as log:
             return LocalArm(
                 subprocess.Popen(
@@ -115,7 +86,9 @@ class LocalLauncher:
                 )
             )
 
-    def _plan(self, environment: Mapping[str, str], folder: Path, source: Path | None, gpu: bool) -> Plan:
+    def _plan(
+        self, environment: Mapping[str, str], folder: Path, source: Path | None, gpu: bool, port: int | None
+    ) -> Plan:
         path = [Path(entry).resolve() for entry in environment["PYTHONPATH"].split(os.pathsep)]
         programs = [Path(part).resolve().parent for part in self._program[1:] if Path(part).is_file()]
         return plan(
@@ -125,6 +98,7 @@ class LocalLauncher:
             [*programs, *([source] if source else [])],
             [folder, *([] if source else [self._triton_cache()])],
             gpu,
+            port,
         )
 
     def _own(self, environment: Mapping[str, str], folder: Path, source: Path | None) -> dict[str, str]:
@@ -146,20 +120,16 @@ class LocalLauncher:
     def _interprets(self) -> bool:
         return self._environment.get("TRITON_INTERPRET") == "1"
 
-    def _scrubbed(self, arm: Arm, source: Path | None, devices: Sequence[int] | None = None) -> dict[str, str]:
-        kept = {
-            name: value for name, value in self._environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
-        }
-        # Never by what else runs at the moment: another number of threads rounds differently.
-        share = max(1, cores() // (arm.world_size or 1))
-        kept.setdefault("OMP_NUM_THREADS", str(min(share, self._threads or share)))
+    def _scrubbed(
+        self,
+        arm: Arm,
+        source: Path | None,
+        devices: Sequence[int] | None = None,
+        rendezvous: Rendezvous = ALONE,
+    ) -> dict[str, str]:
+        kept = tuned(scrubbed(self._environment), arm, rendezvous, self._threads)
         if devices is not None:
             kept["CUDA_VISIBLE_DEVICES"] = ",".join(self._device_name(index) for index in devices)
-        # Opacus' accountants round differently with another number of BLAS threads; ε must be identical in both arms.
-        kept["OPENBLAS_NUM_THREADS"] = "1"
-        if arm.device is Device.CPU:
-            # One host needs no network: without this gloo looks up the host's name, which may not resolve.
-            kept.setdefault("GLOO_SOCKET_IFNAME", "lo")
         # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
         paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)

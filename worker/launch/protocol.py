@@ -34,7 +34,7 @@ class Limits:
 
 
 class LaunchError(Exception):
-    """The arm cannot be started here: no such device, or fewer devices than ranks. One line, for the user."""
+    """The arm cannot be started here: no such device, fewer devices than ranks, no engine. One line, for the user."""
 
 
 class RunningArm(Protocol):
@@ -67,5 +67,8 @@ class Launcher(Protocol):
 
         `source` is the folder that the arm's Opacus is imported from; without one it is the installed Opacus.
         `devices` are the indices of the GPUs this arm may use; None: all that are visible.
+
+        Raises:
+            LaunchError: what it would run on does not answer, or refuses.
         """
         ...

@@ -27,7 +27,7 @@ def main() -> int:
         from worker.training.loop import train  # noqa: PLC0415
 
         spec = ArmSpec.model_validate_json(arguments.spec.read_bytes())
-        world = World.join(spec.arm.device)
+        world = World.join(spec.arm.device, spec.collective_seconds)
         train(spec, arguments.out, world, progress)
     except Exception as error:
         traceback.print_exc()

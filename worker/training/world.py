@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,15 +23,19 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(cls, device: Device) -> "World":
-        """Initialise the process group torchrun prepared: NCCL on CUDA, gloo on CPU."""
+    def join(cls, device: Device, collective_seconds: float | None = None) -> "World":
+        """Initialise the process group torchrun prepared: NCCL on CUDA, gloo on CPU.
+
+        A collective that takes longer than `collective_seconds` fails.
+        """
+        timeout = timedelta(seconds=collective_seconds) if collective_seconds else None
         if device is Device.CUDA:
             local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(local)
-            dist.init_process_group("nccl", device_id=local)
+            dist.init_process_group("nccl", device_id=local, timeout=timeout)
         else:
             local = torch.device("cpu")
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=timeout)
         return cls(dist.get_rank(), dist.get_world_size(), local)
 
     def leave(self) -> None:

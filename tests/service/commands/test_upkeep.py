@@ -169,3 +169,12 @@ class TestBackup:
         refused = run("backup", str(tmp_path / "x"), CLIPWATCH_DATABASE_URL="postgresql://me@h/d")
         assert refused.exit_code == 3
         assert "pg_dump" in refused.stderr
+
+
+def test_migrate_waits_for_somebody_else_to_migrate(tmp_path) -> None:
+    here = {"CLIPWATCH_DATA_DIR": str(tmp_path)}
+    alone = run("migrate", "--wait", "0", **here)
+    assert alone.exit_code == 3
+    assert "not at the newest revision, after 0 s" in alone.stderr
+    assert run("migrate", **here).exit_code == 0
+    assert run("migrate", "--wait", "0", **here).exit_code == 0

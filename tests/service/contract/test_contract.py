@@ -153,3 +153,24 @@ def test_heads_must_divide_the_width_of_a_transformer_alone():
 def test_a_data_set_of_images_is_bounded_by_its_pixels():
     with pytest.raises(ValidationError, match="tokens or pixels"):
         Workload(model=ModelSpec(family="convnet", image_size=4_096), num_samples=10_000)
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ({"mode": "flash_fsdp", "world_size": 3, "nodes": 2}, "world_size 3 cannot be spread evenly over 2 nodes"),
+        ({"mode": "oracle", "nodes": 2}, "the oracle runs in one process: nodes must be 1"),
+        ({"mode": "flash_fsdp", "nodes": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_nodes_that_make_no_sense_are_refused(arm, words):
+    with pytest.raises(ValidationError, match=words):
+        Arm(**arm)
+
+
+def test_nodes_are_part_of_the_definition_but_one_node_is_as_it_ever_was():
+    # Of version 0.1.0, whose histories go on.
+    assert Comparison().definition == "2050dcbf9a0468a3a2aa57d3fc8d3e0fa8db22c63c857ea0132f3ec4478ddf15"
+    spread = Comparison(candidate=Arm(mode=Mode.FLASH_FSDP, world_size=4, nodes=2))
+    assert spread.definition != Comparison(candidate=Arm(mode=Mode.FLASH_FSDP, world_size=4)).definition
+    assert (spread.nodes, Comparison().nodes) == (2, 1)

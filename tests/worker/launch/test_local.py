@@ -35,6 +35,11 @@ def test_a_missing_gpu_is_one_line():
     assert LocalLauncher().resolve(Arm(mode=Mode.FLASH)).device is Device.CPU
 
 
+def test_several_nodes_are_not_for_one_host():
+    with pytest.raises(LaunchError, match="2 nodes need as many hosts, and this worker has one"):
+        LocalLauncher().resolve(Arm(mode=Mode.FLASH_FSDP, nodes=2, device=Device.CPU))
+
+
 def test_triton_on_the_cpu_is_refused_unless_interpreted():
     arm = Arm(mode=Mode.FLASH, device=Device.CPU, kernels=Kernels.TRITON)
     with pytest.raises(LaunchError, match="kernels triton need a GPU"):

@@ -1,0 +1,157 @@
+"""A fleet on one machine: hosts in network namespaces, a worker on each, and what they share."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from service.contract import Arm, Comparison, Device, Kernels, Mode
+from service.queue import Bell, Sweeper, submit
+from service.settings import Settings
+from service.store import AgentRow, ComparisonRepository, ComparisonRow, Database, HostRepository, ReservationRow, now
+from tests.namespaces import NIC, Namespace, namespaces
+from tests.processes import Program, alive
+from tests.service.documents import tiny
+from tests.waiting import until
+
+READY = "ready."
+
+
+class FleetHouse:
+    """Workers by the number of their host, from 1. `settings` are those that all share.
+
+    `program` is what a worker runs, a module and its arguments; `environment` what it has beside, by its number.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        places: list[Namespace],
+        program: Sequence[str] = ("service.cli", "worker"),
+        environment: Callable[[int], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self.folder, self.settings, self.places = folder, settings, places
+        self._program, self._environment = program, environment
+        self.database, self.bell = Database(settings.database), Bell(settings)
+        self._sweeper = Sweeper(self.database, self.bell, settings)
+        self.workers = [self._started(number) for number in range(1, len(places) + 1)]
+
+    def wait_until_ready(self) -> None:
+        for worker in self.workers:
+            worker.says(READY)
+
+    def submit(self, comparison: Comparison) -> str:
+        return submit(self.database, self.bell, self.settings, comparison).row.public_id
+
+    def row(self, public_id: str) -> ComparisonRow:
+        with self.database.read() as session:
+            found = ComparisonRepository(session).get(public_id)
+        assert found is not None
+        return found
+
+    def training(self, public_id: str) -> bool:
+        """Whether the last attempt's reference has taken a step."""
+        attempts = self.row(public_id).attempts
+        return any(arm.role == "reference" and arm.step for attempt in attempts[-1:] for arm in attempt.arms)
+
+    def finished(self, public_id: str, seconds: float = 240) -> ComparisonRow:
+        """The comparison once it is finished, with sweeps in between as beat does them."""
+        until(lambda: self._sweeper.sweep() and self.row(public_id).status == "finished", seconds)
+        return self.row(public_id)
+
+    def agents(self, public_id: str) -> list[AgentRow]:
+        ids = [attempt.id for attempt in self.row(public_id).attempts]
+        with self.database.read() as session:
+            return session.query(AgentRow).where(AgentRow.attempt_id.in_(ids)).order_by(AgentRow.id).all()
+
+    def reservations(self) -> dict[int, int]:
+        """Of every host that is held, which node it is."""
+        with self.database.read() as session:
+            return {row.host_id: row.node for row in session.query(ReservationRow)}
+
+    def nodes(self) -> list[int]:
+        """Numbers of the hosts that are held, the head first."""
+        with self.database.read() as session:
+            held = [sight for sight in HostRepository(session).all(now(session)) if sight.node is not None]
+        return [int(sight.host.name[-1]) for sight in sorted(held, key=lambda sight: sight.node or 0)]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Everything that trains on any host."""
+        family = [process for worker in self.workers if worker.process.poll() is None for process in worker.family()]
+        return [process for process in alive(family) if _says(process, "worker.training")]
+
+    def close(self) -> None:
+        families = [worker.family() for worker in self.workers if worker.process.poll() is None]
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGCONT)
+                worker.process.kill()
+            worker.process.wait(10)
+        for process in alive([process for family in families for process in family]):
+            process.kill()
+        self.bell.close()
+        self.database.close()
+
+    def _started(self, number: int) -> Program:
+        place = self.places[number - 1]
+        own = {"cache": str(self.folder / f"cache{number}"), "host_name": f"host{number}", "host_nic": NIC}
+        settings = self.settings.model_copy(update=own)
+        module, *arguments = self._program
+        return Program(
+            arguments,
+            settings,
+            self.folder / f"host{number}.log",
+            module=module,
+            environment=self._environment(number),
+            enter=place.enter,
+        )
+
+
+@contextmanager
+def fleet_house(count: int, folder: Path, settings: Settings, **worker: Any) -> Iterator[FleetHouse]:
+    """A fleet of `count` hosts whose workers, as `FleetHouse` runs them, have registered; gone afterwards."""
+    with namespaces(count) as places:
+        house = FleetHouse(folder, settings, places, **worker)
+        try:
+            house.wait_until_ready()
+            yield house
+        finally:
+            house.close()
+
+
+def fleet_settings(folder: Path, database_url: str, broker_url: str) -> Settings:
+    """Settings that notice within seconds what has gone wrong."""
+    return Settings(
+        data_dir=folder / "data",
+        database_url=database_url,
+        broker_url=broker_url,
+        launcher="fleet",
+        lease_seconds=4,
+        heartbeat_seconds=0.2,
+        ring_seconds=1,
+        fleet_join_seconds=30,
+        fleet_collective_seconds=8,
+    )
+
+
+def over_hosts(nodes: int, **changes: int) -> Comparison:
+    """`flash` in one process against `flash_fsdp` with one process on each of so many hosts."""
+    spread = Arm(mode=Mode.FLASH_FSDP, world_size=nodes, nodes=nodes, device=Device.CPU, kernels=Kernels.TORCH)
+    return tiny(reference=Mode.FLASH, **changes).model_copy(update={"candidate": spread})
+
+
+def over_hosts_first(nodes: int, **changes: int) -> Comparison:
+    """The same the other way round: the arm that runs first is the one of several hosts."""
+    comparison = over_hosts(nodes, **changes)
+    return comparison.model_copy(update={"reference": comparison.candidate, "candidate": comparison.reference})
+
+
+def _says(process: psutil.Process, word: str) -> bool:
+    try:
+        return word in process.cmdline()
+    except psutil.Error:
+        return False

@@ -1,0 +1,111 @@
+"""What takes minutes: three hosts, a cut link, a late host, ports that are taken, a cancel. `make fleet-test`."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.contract import Verdict
+from service.store import AttemptState, ComparisonRepository, LogRepository, now
+from tests.waiting import until
+from tests.worker.fleet.house import FleetHouse, over_hosts, over_hosts_first
+
+pytestmark = pytest.mark.skipif("FLEET_TESTS" not in os.environ, reason="takes minutes: make fleet-test")
+
+JSON = {"Content-Type": "application/json"}
+LONG = 400_000  # samples: many minutes of training
+
+OCCUPY = """
+import socket
+taken = []
+for port in range(29400, 29500):
+    taken.append(socket.socket())
+    taken[-1].bind(("", port))
+    taken[-1].listen()
+print("taken", flush=True)
+input()
+"""
+
+
+def log_of(house: FleetHouse, public_id: str) -> str:
+    with house.database.read() as session:
+        return "".join(chunk.text for chunk in LogRepository(session).after(house.row(public_id).id, limit=10_000))
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_several_hosts_train_as_one_process_does(house: FleetHouse, api: TestClient, nodes: int) -> None:
+    answer = api.post("/api/v1/comparisons", content=over_hosts(nodes).model_dump_json(), headers=JSON)
+    assert answer.status_code == 201, answer.text
+    public_id = answer.json()["id"]
+    house.finished(public_id)
+    done = api.get(f"/api/v1/comparisons/{public_id}").json()
+    assert done["verdict"] == Verdict.PASSED, done["error"]
+    assert all(gate["passed"] for gate in done["gates"])
+    assert [(agent.node, agent.exit_status) for agent in house.agents(public_id)] == [(n, 0) for n in range(1, nodes)]
+    assert f"(node {nodes - 1}), the last of its log" in log_of(house, public_id)
+    assert house.reservations() == {}
+
+
+def test_a_link_that_is_cut_in_mid_run_ends_every_rank_and_frees_the_hosts(house: FleetHouse) -> None:
+    public_id = house.submit(over_hosts_first(2, num_samples=LONG))
+    until(lambda: house.training(public_id), 120)
+    place = house.places[house.nodes()[1] - 1]
+    with place.cut():
+        done = house.finished(public_id)
+    assert done.verdict == Verdict.ERROR
+    assert "reference (flash_fsdp): " in done.error
+    assert [arm.error["rank"] for arm in done.attempts[-1].arms if arm.error] in ([0], [1])
+    assert house.reservations() == {}
+    until(lambda: house.ranks() == [], 10)
+
+
+def test_cancel_ends_the_ranks_of_every_host(house: FleetHouse) -> None:
+    public_id = house.submit(over_hosts_first(3, num_samples=LONG))
+    until(lambda: house.training(public_id), 120)
+    assert len(house.nodes()) == 3
+    with house.database.write() as session:
+        ComparisonRepository(session).cancel(public_id, now(session))
+    assert house.finished(public_id, 20).verdict == Verdict.CANCELLED
+    until(lambda: house.ranks() == [], 10)
+    assert house.reservations() == {}
+
+
+def test_a_host_that_comes_late_joins_nothing(house: FleetHouse) -> None:
+    public_id = house.submit(over_hosts(2, num_samples=400))
+    until(lambda: house.training(public_id), 120)
+    other = house.nodes()[1]
+    late = house.workers[other - 1]
+    late.process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 120)
+        done = house.finished(public_id)
+    finally:
+        late.process.send_signal(signal.SIGCONT)
+    first, second = done.attempts
+    assert f"host host{other} (node 1) had not begun after 30 s (fleet_join_seconds)" in first.error
+    assert (done.verdict, second.state) == (Verdict.PASSED, AttemptState.FINISHED), done.error
+    agent = house.agents(public_id)[0]
+    late.says(f"agent {agent.id}: nothing to do")
+    assert agent.exit_status is None
+
+
+def test_ports_that_are_taken_are_the_reason(house: FleetHouse) -> None:
+    taken = [
+        subprocess.Popen(
+            [*place.enter, sys.executable, "-c", OCCUPY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for place in house.places
+    ]
+    try:
+        assert [process.stdout.readline() for process in taken if process.stdout] == ["taken\n"] * 3
+        done = house.finished(house.submit(over_hosts(2)))
+    finally:
+        for process in taken:
+            process.communicate("\n")
+    assert done.verdict == Verdict.ERROR
+    assert done.error.startswith("gave up after 3 lost attempts")
+    assert "no port from 29400 to 29499 of the head is free (fleet_ports)" in done.error
+    assert house.reservations() == {}

@@ -1,0 +1,29 @@
+"""Arms over several hosts, each a network namespace with a worker of its own. `make fleet-test` has more of it."""
+
+import signal
+
+from service.contract import Verdict
+from service.store import AttemptState
+from tests.processes import alive
+from tests.waiting import until
+from tests.worker.fleet.house import FleetHouse, over_hosts_first
+
+
+def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
+    public_id = house.submit(over_hosts_first(2, num_samples=600))
+    until(lambda: house.training(public_id), 120)
+    _head, other = house.nodes()
+    worker = house.workers[other - 1]
+    family = worker.family()
+    worker.end(signal.SIGKILL)
+    until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 60)
+    assert alive(family) == []
+    done = house.finished(public_id)
+    first, second = done.attempts
+    assert first.error.startswith(f"reference (flash_fsdp): host host{other} (node 1) was not heard of for 4 s")
+    assert (done.verdict, second.state) == (Verdict.PASSED, AttemptState.FINISHED), done.error
+    assert house.reservations() == {}
+    assert house.ranks() == []
+    lost, used = house.agents(public_id)
+    assert (used.state, used.exit_status, used.node) == ("ended", 0, 1)
+    assert used.host_id != lost.host_id

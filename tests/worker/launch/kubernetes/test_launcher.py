@@ -1,0 +1,276 @@
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes.client import Configuration
+
+from service.contract import Arm, ArmSpec, Device, ErrorKind, Kernels, Mode
+from tests.waiting import until
+from tests.worker.launch.kubernetes.api_server import OBJECTS, ApiServer, Kubelet, container, refusal
+from tests.worker.workloads import Recording, cpu_arm, run, tiny
+from worker.conductor import Stopped
+from worker.conductor.arm import run_arm
+from worker.launch.kubernetes import ClusterOptions, KubernetesLauncher
+from worker.launch.kubernetes.cluster import Cluster
+from worker.launch.protocol import LOG, LaunchError
+
+RBAC = Path(__file__).parents[4] / "k8s/overlays/multi-node/rbac.yaml"
+ARM = cpu_arm(Mode.FLASH)
+SPEC = ArmSpec(workload=tiny(), arm=ARM)
+
+
+@pytest.fixture
+def options(tmp_path):
+    (tmp_path / "claim").mkdir()
+    return ClusterOptions(image="worker:1", claim="arms", mount=tmp_path / "claim", namespace="arms", ranks_per_node=1)
+
+
+@contextmanager
+def cluster_of(options, **how):
+    server = ApiServer(**how)
+    try:
+        yield server, lambda o=options: KubernetesLauncher(o, Cluster(o, Configuration(host=server.url)))
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=[True, False], ids=["JobSet", "Job"])
+def job_sets(request):
+    return request.param
+
+
+def fails(**status):
+    """A kubelet that starts nothing and gives every pod that status."""
+
+    def on_pods(_, pods):
+        for pod in pods:
+            server[0].set_pod(pod["metadata"]["name"], **status)
+
+    server = []
+    return on_pods, server
+
+
+def outcome_with(options, tmp_path, **status):
+    on_pods, holder = fails(**status)
+    with cluster_of(options, on_pods=on_pods) as (server, launcher):
+        holder.append(server)
+        return run(tiny(), ARM, tmp_path / "candidate", launcher())
+
+
+def test_an_arm_of_two_nodes_trains_to_its_end(options, tmp_path):
+    """The containers of both pods are run, as processes: real torchrun, real gloo, a rendezvous between two agents."""
+    kubelet = Kubelet(options.mount)
+    with cluster_of(options, on_pods=kubelet) as (server, launcher):
+        kubelet.server = server
+        arm = launcher().resolve(cpu_arm(Mode.FLASH_FSDP, 2))
+        try:
+            remote = run(tiny(), arm, tmp_path / "candidate", launcher())
+        finally:
+            kubelet.end()
+        assert remote.error is None, (tmp_path / "candidate" / LOG).read_text()
+        assert len(kubelet.processes) == 2
+        assert not server.objects["jobsets"]
+    assert [step.step for step in remote.record.steps] == [1, 2, 3]
+    assert remote.record.start.world_size == 2
+    assert list(options.mount.rglob("*")) == [options.mount / options.conductor]
+
+
+def test_creating_twice_is_harmless_and_another_arm_of_the_name_is_refused(options, tmp_path, job_sets):
+    with cluster_of(options, job_sets=job_sets) as (server, launcher):
+        arms = [launcher().start(SPEC, tmp_path / "reference") for _ in range(2)]
+        assert len(server.objects["jobsets" if job_sets else "jobs"]) == 1
+        assert server.count("POST", "/jobsets" if job_sets else "/jobs") == 2
+        other = SPEC.model_copy(update={"num_steps": 1})
+        with pytest.raises(LaunchError, match="another arm of the name"):
+            launcher().start(other, tmp_path / "reference")
+        for arm in arms:
+            arm.stop()
+        assert not server.objects["pods"]
+
+
+def test_without_job_set_several_nodes_get_a_service(options, tmp_path):
+    with cluster_of(options, job_sets=False) as (server, launcher):
+        spec = ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH_FSDP, 2))
+        arm = launcher().start(spec, tmp_path / "candidate")
+        (job,), (service,) = server.objects["jobs"].values(), server.objects["services"].values()
+        assert service["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+        assert service["spec"]["clusterIP"] == "None"
+        assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+        arm.stop()
+
+
+def test_a_watch_goes_on_where_it_was_and_lists_again_when_that_is_forgotten(options, tmp_path):
+    with cluster_of(options) as (server, launcher):
+        arm = launcher().start(SPEC, tmp_path / "reference")
+        (name,) = server.objects["pods"]
+        server.set_pod(name, phase="Running")
+        until(lambda: server.count("GET", "watch=") >= 3)
+        assert server.lists("pods") == 1
+        server.forget()
+        terminated = {"exitCode": 0, "reason": "Completed"}
+        server.set_pod(name, phase="Succeeded", containerStatuses=[container(terminated=terminated)])
+        assert until(lambda: arm.poll() is not None)
+        assert arm.poll() == 0
+        assert server.lists("pods") == 2
+        arm.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (
+            {
+                "phase": "Failed",
+                "containerStatuses": [container(terminated={"exitCode": 137, "reason": "OOMKilled"})],
+            },
+            ErrorKind.OUT_OF_MEMORY,
+            "ran out of memory",
+        ),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on disk"}, ErrorKind.LIMIT, "evicted: low on disk"),
+        (
+            {
+                "phase": "Pending",
+                "containerStatuses": [container(waiting={"reason": "ImagePullBackOff", "message": "Back-off"})],
+            },
+            ErrorKind.DEVICE,
+            "cannot pull the image worker:1",
+        ),
+        (
+            {
+                "phase": "Pending",
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+                ],
+            },
+            ErrorKind.DEVICE,
+            "finds no place: 0/3 nodes",
+        ),
+    ],
+    ids=["memory", "evicted", "image", "unschedulable"],
+)
+def test_a_pod_s_failure_is_the_arm_s_error_and_in_its_log(options, tmp_path, status, kind, words):
+    outcome = outcome_with(replace(options, start_seconds=0.5), tmp_path, **status)
+    assert outcome.error.kind is kind
+    assert words in outcome.error.message
+    assert words in (tmp_path / "candidate" / LOG).read_text()
+
+
+def test_cancelling_deletes_the_arm_with_its_pods_first(options, tmp_path):
+    stop = threading.Event()
+    with cluster_of(options, on_pods=lambda *_: stop.set()) as (server, launcher):
+        with pytest.raises(Stopped):
+            run_arm("candidate", SPEC, tmp_path / "c", launcher=launcher(), observer=Recording(), stop=stop)
+        assert server.count("DELETE", "propagationPolicy=Foreground") >= 1
+        assert not server.objects["jobsets"]
+        assert not server.objects["pods"]
+
+
+def test_what_the_cluster_refuses_is_said_and_what_passes_is_tried_again(options, tmp_path):
+    with cluster_of(options) as (server, launcher):
+        server.refusals = [refusal(503, "ServiceUnavailable", "apiserver is shutting down")]
+        launcher().start(SPEC, tmp_path / "reference").stop()
+        forbidden = 'jobsets.jobset.x-k8s.io is forbidden: User "system:serviceaccount:arms:worker" cannot create'
+        server.refusals = [refusal(403, "Forbidden", forbidden)]
+        with pytest.raises(LaunchError, match=r"403: jobsets\.jobset\.x-k8s\.io is forbidden"):
+            launcher().start(SPEC, tmp_path / "candidate")
+    assert not list(options.mount.rglob("spec.json"))
+
+
+def test_an_arm_in_the_queue_of_kueue_waits_for_longer_than_one_may_start(options, tmp_path):
+    queued = replace(options, queue="gpus", start_seconds=0.1)
+    with cluster_of(queued) as (server, launcher):
+        arm = launcher().start(SPEC, tmp_path / "reference")
+        until(lambda: "waits in the queue" in (tmp_path / "reference" / LOG).read_text())
+        until(lambda: server.count("GET", "watch=") >= 3)
+        assert arm.poll() is None
+        arm.stop()
+
+
+def test_a_new_conductor_removes_what_its_predecessors_left(options, tmp_path):
+    mine = replace(options, conductor="worker-a", conductor_uid="1")
+    for name in ("worker-a", "worker-b", "worker-gone"):
+        (options.mount / name / "arm-x").mkdir(parents=True)
+    with cluster_of(mine) as (server, launcher):
+        for name in ("worker-a", "worker-b"):
+            labels = {"app.kubernetes.io/name": "worker", "clipwatch.dev/arm": ""}
+            server.add("pods", {"metadata": {"name": name, "labels": labels}, "status": {"phase": "Running"}})
+        for arm, conductor in (("arm-mine", "worker-a"), ("arm-other", "worker-b")):
+            labels = {"clipwatch.dev/conductor": conductor, "clipwatch.dev/arm": arm}
+            server.add("jobsets", {"metadata": {"name": arm, "labels": labels}, "spec": {}})
+        launcher(mine)
+        assert list(server.objects["jobsets"]) == ["arm-other"]
+        assert [folder.name for folder in options.mount.iterdir()] == ["worker-b"]
+
+
+def test_an_arm_cannot_make_the_conductor_read_what_it_may_not(options, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a password")
+
+    def plant(_, pods):
+        (out,) = options.mount.glob("*/*/out")
+        (out / "record.jsonl").symlink_to(secret)
+        (out / "log-0.txt").write_text("hello\n")
+
+    with cluster_of(options, on_pods=plant) as (_, launcher):
+        arm = launcher().start(SPEC, tmp_path / "reference")
+        arm.poll()
+        arm.stop()
+    files = {path.name: path.read_text() for path in (tmp_path / "reference").iterdir()}
+    assert files[LOG] == "hello\n"
+    assert "a password" not in json.dumps(files)
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        (Arm(mode=Mode.FLASH, device=Device.CUDA), "kubernetes_device"),
+        (Arm(mode=Mode.FLASH, kernels=Kernels.TRITON), "kernels triton need a GPU"),
+        (Arm(mode=Mode.FLASH_FSDP, world_size=65_536), "kubernetes_max_nodes"),
+    ],
+    ids=["GPU", "triton", "too many nodes"],
+)
+def test_what_the_cluster_does_not_have_is_said_before(options, arm, words):
+    with cluster_of(options) as (_, launcher), pytest.raises(LaunchError, match=words):
+        launcher().resolve(arm)
+
+
+def test_ranks_are_spread_evenly_over_the_fewest_nodes(options, tmp_path):
+    with cluster_of(options) as (server, launcher):
+        wide = replace(options, ranks_per_node=4, device=Device.CUDA)
+        arm = launcher(wide).resolve(Arm(mode=Mode.FLASH_FSDP, world_size=6))
+        assert (arm.device, arm.kernels) == (Device.CUDA, Kernels.TRITON)
+        launcher(wide).start(ArmSpec(workload=tiny(), arm=arm), tmp_path / "candidate").stop()
+        pods = [p for _, kind, p in server.history if kind == "ADDED"]
+        assert len(pods) == 2
+        assert {p["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for p in pods} == {"3"}
+
+
+def test_the_role_of_workers_allows_exactly_what_is_asked_for(options, tmp_path):
+    asked = set()
+    for job_sets in (True, False):
+        with cluster_of(replace(options, conductor_uid="1"), job_sets=job_sets) as (server, launcher):
+            for plural in ("jobsets", "jobs"):
+                labels = {"clipwatch.dev/conductor": options.conductor, "clipwatch.dev/arm": "left"}
+                server.add(plural, {"metadata": {"name": "left", "labels": labels}, "spec": {}})
+            spec = ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH_FSDP, 2))
+            arm = launcher(replace(options, conductor_uid="1")).start(spec, tmp_path / f"candidate-{job_sets}")
+            until(lambda: server.count("GET", "watch="))
+            arm.stop()
+            asked |= set(filter(None, (permission(*request) for request in server.requests)))
+    (role,) = [d for d in yaml.safe_load_all(RBAC.read_text()) if d["kind"] == "Role"]
+    allowed = {(rule["apiGroups"][0], rule["resources"][0], verb) for rule in role["rules"] for verb in rule["verbs"]}
+    assert asked == allowed
+
+
+def permission(method, url):
+    """The permission that a request needs: group, resource, verb. Discovery needs none."""
+    found = OBJECTS.match(url.partition("?")[0])
+    if not found:
+        return None
+    verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if found["name"] else "list")
+    group = found["group"].rpartition("/")[0]
+    return group, found["plural"], "watch" if "watch=" in url else verb

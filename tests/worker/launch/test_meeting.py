@@ -1,0 +1,71 @@
+"""One host's part of an arm of several: where it meets the others, and what it may still not reach."""
+
+import json
+import socket
+import sys
+
+import pytest
+
+from service.contract import ArmSpec, Mode
+from tests.waiting import until
+from tests.worker.workloads import cpu_arm, tiny
+from worker.launch import LocalLauncher, landlock
+from worker.launch.fleet import resolve_spread
+from worker.launch.rendezvous import Meeting, free_port
+
+PORTS = range(29_300, 29_400)
+
+# Run by torchrun in place of the training: tries each port of its first argument, on its own interface.
+TRY = """
+import json, os, pathlib, socket, sys
+def reach(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 5)
+    except OSError as error:
+        return type(error).__name__
+    return "reached"
+found = {"rank": os.environ["RANK"], "nic": os.environ["GLOO_SOCKET_IFNAME"]}
+found["ports"] = [reach(port) for port in json.loads(sys.argv[1])]
+pathlib.Path(sys.argv[-1], "found").write_text(json.dumps(found))
+"""
+
+
+def listening(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+@pytest.mark.skipif(landlock.version() < 4, reason="this kernel's Landlock knows no ports: Linux 6.7 does")
+def test_an_arm_of_several_hosts_reaches_ports_that_nobody_chose_and_no_other(tmp_path):
+    """A database, a broker or a shell listens on a port that somebody chose."""
+    taken = free_port(PORTS)
+    with listening() as ephemeral, listening(taken) as chosen:
+        ports = [ephemeral.getsockname()[1], chosen.getsockname()[1]]
+        program = tmp_path / "try.py"
+        program.write_text(TRY)
+        launcher = LocalLauncher(program=(sys.executable, str(program), json.dumps(ports)))
+        meeting = Meeting("127.0.0.1", free_port(PORTS), "1-candidate", 0, 1, "lo", 30)
+        running = launcher.join(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)), tmp_path, None, meeting)
+        until(lambda: running.poll() is not None, 60)
+    log = (tmp_path / "log.txt").read_text()
+    assert running.poll() == 0, log
+    assert "confined: limits, privileges, ports, files; not confined: –" in log
+    assert json.loads((tmp_path / "found").read_text()) == {
+        "rank": "0",
+        "nic": "lo",
+        "ports": ["reached", "PermissionError"],
+    }
+
+
+def test_a_port_that_something_listens_on_is_not_taken():
+    port = free_port(PORTS)
+    with listening(port):
+        assert free_port(range(port, port + 1)) is None
+    assert free_port(range(port, port + 1)) == port
+
+
+def test_each_node_has_what_one_host_would_run():
+    launcher = LocalLauncher()
+    arm = cpu_arm(Mode.FLASH_FSDP).model_copy(update={"nodes": 3, "world_size": None})
+    assert resolve_spread(launcher, arm).world_size == 6
+    assert resolve_spread(launcher, arm.model_copy(update={"world_size": 3})).world_size == 3
+    assert resolve_spread(launcher, cpu_arm(Mode.FLASH)).world_size == 1
