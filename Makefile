@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos clean
+.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos container-test clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
@@ -41,6 +41,12 @@ history: $(VENV)/.installed-dev  ## Check commits of a clone through a running s
 
 chaos: $(VENV)/.installed-dev  ## Is anything lost or doubled while workers and servers are killed?
 	$(BIN)/python -m tests.chaos --jobs 200 --seed 1 2 3 $(ARGS)
+
+container-test: $(VENV)/.installed-dev  ## Images, compose and the container launcher on the engine of this host
+	@docker info >/dev/null 2>&1 || { echo "no container engine answers: start Docker or set DOCKER_HOST" >&2; exit 1; }
+	@docker compose version >/dev/null || { echo "docker has no compose plugin" >&2; exit 1; }
+	docker compose build
+	$(BIN)/python -m pytest -m engine tests/container $(ARGS)
 
 gpu-bench: $(VENV)/.installed-dev  ## Tables of kernels and of whole steps beside Opacus' ghost; needs a GPU
 	$(BIN)/python -m tests.benchmarks.norms --output docs/results/h200-kernels.md $(ARGS)

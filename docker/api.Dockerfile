@@ -13,15 +13,20 @@ ENV PATH=/opt/clipwatch/bin:$PATH \
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin clipwatch \
-    && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts
+    && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts /secrets
 
 WORKDIR /src
+# What the package needs goes first: it changes less often than the package.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN python3 -m venv /opt/clipwatch \
+    && python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], sep='\n')" > /tmp/requirements.txt \
+    && pip install --no-cache-dir -c constraints.txt -r /tmp/requirements.txt \
+    && rm /tmp/requirements.txt
 COPY service service
 COPY worker worker
 COPY migrations migrations
-RUN python3 -m venv /opt/clipwatch \
-    && pip install --no-cache-dir -c constraints.txt .
+RUN pip install --no-cache-dir --no-deps .
 
 WORKDIR /var/lib/clipwatch
 USER 10001:10001

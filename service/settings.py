@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     comparison_seconds: float = Field(12 * 3600, gt=0, description="An attempt that takes longer is ended: error")
     max_attempts: int = Field(3, ge=1, description="Attempts that may be lost before the verdict is error")
     worker_concurrency: int = Field(1, ge=1, description="Comparisons that one worker conducts at a time")
+    cpu_slots: int = Field(
+        0,
+        ge=0,
+        description="Ranks that a worker trains on its CPU at a time, each with its share of the cores; 0: four for "
+        "each comparison that it conducts at a time, but no more than it has cores",
+    )
     max_log_chars: int = Field(
         1_000_000, ge=1_000, description="Characters of log kept per attempt, half of it its end"
     )
@@ -71,6 +77,16 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
+    launcher: Literal["local", "fleet", "container"] = Field(
+        "local",
+        description="Where arms run: under torchrun on the worker's host; on it and on others whose workers say fleet "
+        "too; in a container each",
+    )
+    container_image: str = Field(
+        "clipwatch-worker:cuda", description="Image of the arms' containers, of the worker's release; a digest pins it"
+    )
+    container_engine: str = Field("", description="URL of the engine; default DOCKER_HOST or the usual socket")
+
     isolation: Literal["auto", "required", "off"] = Field(
         "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
     )
@@ -80,9 +96,6 @@ class Settings(BaseSettings):
     arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
     arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
 
-    launcher: Literal["local", "fleet"] = Field(
-        "local", description="Where arms run; fleet: on this host and on others whose workers say so too"
-    )
     host_name: str = Field(
         "",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",

@@ -78,7 +78,7 @@ def test_dockerfiles_run_what_exists_as_nobody_special(path: Path) -> None:
 
 
 def test_yaml_has_no_lint() -> None:
-    command = [tool("yamllint"), "--strict", "docker", "k8s"]
+    command = [tool("yamllint"), "--strict", "compose.yaml", "docker", "k8s"]
     result = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
@@ -102,6 +102,27 @@ def test_compose_services_wait_run_and_are_set_up_right() -> None:
             assert (TOP / service["build"]["dockerfile"]).exists()
     assert services["worker-cpu"]["profiles"] == ["cpu"]
     assert services["worker-gpu"]["profiles"] == ["gpu"]
+
+
+def test_compose_in_the_top_folder_starts_a_worker_that_exists() -> None:
+    top = yaml.safe_load((TOP / "compose.yaml").read_text())
+    assert top["include"] == ["docker/compose.yaml"]
+    assert top["name"] == COMPOSE["name"]
+    (profile,) = re.findall(r"^COMPOSE_PROFILES=(\w+)$", (TOP / ".env").read_text(), re.M)
+    assert profile in {name for service in COMPOSE["services"].values() for name in service.get("profiles", [])}
+
+
+def test_compose_has_passwords_in_files_and_databases_within() -> None:
+    for name, service in COMPOSE["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            assert "PASSWORD" not in variable or variable.endswith("_FILE")
+            assert not re.search(r"//[^/@]*:[^/@]*@", value)
+        if name in ("postgres", "redis"):
+            assert service["networks"] == ["data"]
+            assert "ports" not in service
+        if "ports" in service:
+            assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert COMPOSE["networks"]["data"] == {"internal": True}
 
 
 @pytest.mark.parametrize("version", KUBERNETES)

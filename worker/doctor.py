@@ -7,13 +7,15 @@ from importlib.metadata import version
 from service.commands.doctor import Check, Problem
 from service.settings import Settings
 from worker.conductor.host import HostError, describe_host
-from worker.launch import landlock
-from worker.launchers import make_launcher
+from worker.launch import LaunchError, landlock
+from worker.launch.engine import connect, find_image
+from worker.launchers import local_launcher
 
 
 def checks() -> Iterator[Check]:
     yield Check("versions", _versions, "pip install 'clipwatch[worker]'")
     yield Check("devices", _devices, "check the driver with nvidia-smi, and that torch is not the CPU build")
+    yield Check("containers", _containers, "docker/README.md, “An arm in a container of its own”")
     yield Check("isolation", _isolation, "Linux 6.12 or newer has all of it; docs/security.md says what is missing")
     yield Check("fleet", _fleet, "docs/fleet.md says what a host needs")
 
@@ -59,7 +61,18 @@ def _fleet(settings: Settings) -> str:
     if settings.launcher != "fleet":
         return "not part of one: arms run on this host alone"
     try:
-        host = describe_host(settings, make_launcher(settings))
+        host = describe_host(settings, local_launcher(settings))
     except HostError as fault:
         raise Problem(str(fault)) from fault
     return f"{host.name} at {host.address} on {host.nic}, {host.gpus} GPUs"
+
+
+def _containers(settings: Settings) -> str:
+    if settings.launcher != "container":
+        return f"not used: launcher {settings.launcher}"
+    try:
+        engine = connect(settings.container_engine)
+        image = find_image(settings.container_engine, settings.container_image)
+    except LaunchError as fault:
+        raise Problem(str(fault)) from fault
+    return f"engine {engine.version()['Version']}, image {settings.container_image} ({image.short_id})"

@@ -13,18 +13,19 @@ from service.telemetry import bound, configure_logging, span, start_tracing
 from worker.conductor.conduct import Conductor
 from worker.conductor.host import HostError
 from worker.conductor.member import Member, membership
-from worker.launch import Launcher
-from worker.launchers import make_launcher
+from worker.launch import Launcher, LaunchError
+from worker.launch.devices import Devices
+from worker.launchers import cpu_slots, local_launcher, make_launcher
 
 
 def main(launcher: Launcher | None = None) -> None:
     """Serve comparisons until SIGTERM or SIGINT; their arms run under torchrun on this host by default."""
     settings = get_settings()
-    database, local = Database(settings.database), make_launcher(settings)
+    database = Database(settings.database)
     try:
-        with membership(database, settings, local) as member:
-            _serve(database, launcher or local, member)
-    except HostError as fault:
+        with membership(database, settings, local_launcher(settings)) as member:
+            _serve(database, launcher or make_launcher(settings), member)
+    except (HostError, LaunchError) as fault:
         raise Fault(str(fault)) from fault
 
 
@@ -32,7 +33,7 @@ def _serve(database: Database, launcher: Launcher, member: Member | None) -> Non
     settings = get_settings()
     app = make_celery(settings)
     fleet = member.fleet if member else None
-    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, fleet)
+    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, Devices(cpu_slots(settings)), fleet)
 
     @app.task(name=LOOK)
     def look(public_id: str) -> None:

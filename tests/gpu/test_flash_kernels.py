@@ -17,6 +17,7 @@ from tests.worker.flash.model import (
     relative,
     unwrapped,
 )
+from worker.flash.backend import Pair, TokenSum
 from worker.flash.philox import normal_run
 from worker.flash.runs import Run
 
@@ -113,6 +114,40 @@ def test_gradients_and_their_weighted_sum(kernels, shape, dtype, layouts, precis
     norms.close_weighted(kernels.scaled(a, factors), kernels.weighted_sum(a.flatten(1), factors), a, factors)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", ["ieee", "fp16x3"])
+def test_many_at_once(kernels, dtype, precision, layout):
+    torch.manual_seed(0)
+    shapes = [
+        (64, 512, 512),
+        (64, 512, 2048),
+        (64, 2048, 512),
+        (1, 512, 10),
+        (33, 65, 7),
+        (300, 96, 80),
+        (64, 512, 512),
+    ]
+    pairs = [
+        Pair(random(4, t, d_in, dtype=dtype, layout=layout), random(4, t, d_out, dtype=dtype, layout=layout))
+        for t, d_in, d_out in shapes
+    ]
+    for some in (pairs, pairs[:4]):
+        found = kernels.linear_weights(some, input_precision=precision)
+        assert torch.equal(kernels.linear_weights(some, input_precision=precision), found)
+        for squares, pair in zip(found, some, strict=True):
+            norms.close(squares, norms.linear(*pair))
+    tensors, factors = [g for _, g in pairs], torch.rand(4, device="cuda")
+    for found, g in zip(kernels.all_scaled(tensors, factors), tensors, strict=True):
+        assert torch.equal(found, kernels.scaled(g, factors))
+    terms = [TokenSum(g) for g in tensors]
+    terms += [TokenSum(g, torch.randn(g.shape, device="cuda"), 1e-5, centred=g.shape[1] > 1) for g in tensors]
+    sums = kernels.token_sums(terms)
+    assert torch.equal(kernels.token_sums(terms), sums)
+    for found, term in zip(sums.split([term.backprops.shape[2] for term in terms], 1), terms, strict=True):
+        norms.close(found.square().sum(1), norms.token_sum(term))
+
+
 def test_noise():
     """As plain torch draws it, at any cut, and normal up to far out."""
     from worker.flash.kernels.noise import NoiseTable
@@ -206,12 +241,13 @@ def test_engine_equals_ghost_and_oracle(bias, kernels):
             make_model(bias=bias).cuda(), mode, kernels=kernels, sigma=1.0
         )
         criterion(module(ids), labels).backward()
+        if mode == "flash":
+            check_gradients({name: p.grad for name, p in unwrapped(module).items()}, expected)
         optimizer.step()
         found[mode] = module.per_sample_gradient_norms, unwrapped(module)
     norms_found, parameters = found["flash"]
     assert relative(norms_found, expected_norms) < 1e-5
     assert relative(norms_found, found["ghost"][0].double()) < 1e-5
-    check_gradients({name: p.summed_grad for name, p in parameters.items()}, expected)
     for name, p in parameters.items():
         assert relative(p, found["ghost"][1][name].double()) < 1e-5, name
 

@@ -1,22 +1,24 @@
 """Follows one arm from its start to its end, reading what it writes."""
 
+import os
 import re
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, BinaryIO, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from worker.checkout import Source
 from worker.conductor.limits import UNLIMITED, Limits, Stopwatch
-from worker.launch import Launcher
+from worker.launch import Launcher, LaunchError
 from worker.launch.protocol import LOG
 from worker.source import describe_source
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 
 Line = ArmStart | StepRecord | ArmEnd
 _line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
@@ -24,7 +26,7 @@ KILLED = re.compile(r"exitcode\s*:\s*-9\b")
 
 
 class Observer(Protocol):
-    """Told what happens while it happens, from the conducting thread."""
+    """Told what happens while it happens, from a thread for each arm that runs."""
 
     def phase(self, phase: str) -> None: ...
 
@@ -41,13 +43,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """One arm as it ended. `error` is None exactly when it ran to its end."""
+    """One arm as it ended. `error` is None exactly when it ran to its end.
+
+    `reused_from` names the attempt (`<comparison>/<number>`) that ran it, where it was not run for this comparison.
+    """
 
     role: str
     spec: ArmSpec
     record: ArmRecord
     error: ArmError | None
     folder: Path
+    reused_from: str | None = None
 
 
 class Tail:
@@ -57,9 +63,10 @@ class Tail:
         self._path, self._offset = path, 0
 
     def read(self) -> bytes:
-        if not self._path.exists():
+        file = _opened(self._path)
+        if file is None:
             return b""
-        with self._path.open("rb") as file:
+        with file:
             file.seek(self._offset)
             new = file.read()
         self._offset += len(new)
@@ -102,15 +109,19 @@ def run_arm(
     stop: threading.Event,
     source: Source | None = None,
     limits: Limits = UNLIMITED,
+    devices: Sequence[int] | None = None,
 ) -> ArmOutcome:
-    """Start the arm, report its progress, and read its record and error when it has ended.
+    """Start the arm on `devices`, report its progress, and read its record and error when it has ended.
 
     An arm that imported another Opacus than its `source` has failed, and so has one that passed a limit.
 
     Raises:
         Stopped: `stop` was set.
     """
-    running = launcher.start(spec, folder, source.folder if source else None)
+    try:
+        running = launcher.start(spec, folder, source.folder if source else None, devices=devices)
+    except LaunchError as fault:
+        return ArmOutcome(role, spec, ArmRecord(), ArmError(kind=ErrorKind.DEVICE, message=str(fault)), folder)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
     stopwatch = Stopwatch(limits)
     try:
@@ -162,8 +173,9 @@ def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
 
 def described_errors(folder: Path) -> list[tuple[float, ArmError]]:
     """What ranks, and those who watch them, said of their failures, each with its moment in seconds, oldest first."""
-    paths = sorted(folder.glob("error-rank*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return [(path.stat().st_mtime, ArmError.model_validate_json(path.read_bytes())) for path in paths]
+    paths = sorted(folder.glob("error-rank*.json"), key=lambda path: path.lstat().st_mtime_ns)
+    said = [(path.lstat().st_mtime, _text(path)) for path in paths]
+    return [(moment, ArmError.model_validate_json(text)) for moment, text in said if text]
 
 
 def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
@@ -177,8 +189,7 @@ def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
         return (telling or errors)[0]
     if status == 0:
         return ArmError(kind=ErrorKind.CRASH, message="the arm ended without finishing its record")
-    log = (folder / LOG).read_text(encoding="utf-8", errors="replace") if (folder / LOG).exists() else ""
-    if KILLED.search(log):
+    if KILLED.search(_text(folder / LOG).decode("utf-8", errors="replace")):
         sizes = "batch_size, seq_len, hidden_size or vocab_size"
         return ArmError(
             kind=ErrorKind.OUT_OF_MEMORY,
@@ -186,3 +197,27 @@ def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
             f"world size ({spec.arm.world_size})",
         )
     return ArmError(kind=ErrorKind.CRASH, message=f"torchrun ended with status {status}; see the log")
+
+
+def _text(path: Path) -> bytes:
+    file = _opened(path)
+    if file is None:
+        return b""
+    with file:
+        return file.read()
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """A file of an arm's folder, if it is one.
+
+    What runs in the arm may have put something else there: a link that leads to what only the worker may read, which
+    would go into the log for all to see, or a pipe that nobody writes to.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb")

@@ -14,11 +14,14 @@ from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult,
 from service.telemetry import bound, span
 from worker.conductor.fleet import Fleet
 from worker.conductor.folder import attempt_folder
+from worker.conductor.kept import KeptArms
 from worker.conductor.lease import Lease, Reason
 from worker.conductor.limits import Limits
 from worker.conductor.prepare import make_checkout
 from worker.conductor.run import Outcome, Stopped, run_comparison
 from worker.launch import Launcher
+from worker.launch.devices import Places
+from worker.launch.place import HasPlace
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +37,15 @@ class Conductor:
         artifacts: ArtifactFolder,
         settings: Settings,
         launcher: Launcher,
+        places: Places | None = None,
         fleet: Fleet | None = None,
     ) -> None:
-        """`fleet`: where an attempt holds hosts, this one and others; then it says what launches its arms."""
+        """Comparisons share `places`; without them each runs its arms one after another.
+
+        `fleet`: where an attempt holds hosts, this one and others; then it says what launches its arms.
+        """
         self._database, self._artifacts, self._settings = database, artifacts, settings
-        self._launcher, self._fleet = launcher, fleet
+        self._launcher, self._places, self._fleet = launcher, places, fleet
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
@@ -108,6 +115,9 @@ class Conductor:
                     stop=lease.stop,
                     checkout=self._checkout,
                     limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
+                    # On other hosts nobody says which devices are free: there an attempt has all of them, in turn.
+                    places=None if self._spread(claim) else self._places,
+                    kept=self._kept(claim, launcher),
                 )
                 if outcome.error is not None and outcome.error.kind is ErrorKind.HOST:
                     self._lose(claim, lease, outcome.error.message)
@@ -123,6 +133,14 @@ class Conductor:
             log.exception("%s: the conductor failed", claim.public_id)
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
+
+    def _spread(self, claim: Claim) -> bool:
+        return max(claim.comparison.reference.nodes, claim.comparison.candidate.nodes) > 1
+
+    def _kept(self, claim: Claim, launcher: Launcher) -> KeptArms | None:
+        if not isinstance(launcher, HasPlace):
+            return None
+        return KeptArms(self._artifacts, launcher, f"{claim.public_id}/{claim.number}")
 
     def _lose(self, claim: Claim, lease: Lease, reason: str) -> None:
         """Gives the comparison back, for other hosts to try, as often as an attempt may be lost."""
@@ -161,7 +179,7 @@ class Conductor:
             error=error,
             gates=outcome.judgement.gates if outcome.judgement else [],
             findings=outcome.judgement.findings if outcome.judgement else [],
-            arms={role: ArmResult(arm.record, arm.error) for role, arm in outcome.arms.items()},
+            arms={role: ArmResult(arm.record, arm.error, arm.reused_from) for role, arm in outcome.arms.items()},
             artifacts=artifacts,
         )
 

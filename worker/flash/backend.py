@@ -2,13 +2,32 @@
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
 KERNELS = ("triton", "torch")
 INPUT_PRECISIONS = ("ieee", "tf32x3", "fp16x3")
+
+
+class TokenSum(NamedTuple):
+    """Σ_t g_t ⊙ x̂_t of each sample, (B, d): g and x are (B, T, d), and x̂ is x normalised over d as by a LayerNorm or,
+    if not `centred`, an RMSNorm. Without x it is Σ_t g_t."""
+
+    backprops: torch.Tensor
+    activations: torch.Tensor | None = None
+    eps: float = 0.0
+    centred: bool = True
+
+
+class Pair(NamedTuple):
+    """What a Linear weight's gradients are products of: activations (B, T, d_in), backprops (B, T, d_out)."""
+
+    activations: torch.Tensor
+    backprops: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,21 @@ class Backend:
         """c_i x_i of x (B, ...) and c (B,), multiplied in the factors' precision and rounded once."""
         self._check(tensor, factors)
         return self.functions.scaled(tensor, factors)
+
+    def token_sums(self, terms: Sequence[TokenSum]) -> torch.Tensor:
+        """The sums of all terms side by side, (B, Σ d), of one B and device, in as few launches as there are dtypes."""
+        self._check(*(term.backprops for term in terms))
+        return self.functions.token_sums(terms)
+
+    def linear_weights(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        """`linear_weight` of each pair, (n, B), of one B, dtype and device, in few launches."""
+        self._check(*(pair.backprops for pair in pairs))
+        return self.functions.linear_weights(pairs, input_precision=self.input_precision)
+
+    def all_scaled(self, tensors: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
+        """`scaled` of each tensor (B, T, d), of one B, dtype and device, in one launch."""
+        self._check(*tensors, factors)
+        return self.functions.all_scaled(tensors, factors)
 
     def embedding_weight(self, ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
         """Σ_v ‖Σ_{t: ids_t = v} g_t‖² of ids (B, T) and backprops (B, T, d), rows at `padding_idx` left out."""

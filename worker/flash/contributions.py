@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.flash.backend import Backend
+from worker.flash.backend import Backend, Pair, TokenSum
 
 
 class Contribution(ABC):
@@ -63,6 +63,30 @@ class PerSample(Contribution):
 
 
 @dataclass
+class Postponed(Contribution):
+    """Per-sample gradients (B, *shape) that are not computed yet: after the backward, together with those of others."""
+
+    term: TokenSum
+    shape: torch.Size
+
+    @property
+    def samples(self) -> int:
+        return len(self.term.backprops)
+
+    def computed(self, backend: Backend) -> PerSample:
+        return PerSample(backend.token_sums([self.term]).view(-1, *self.shape))
+
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        return self.computed(backend).squared_norms(backend)
+
+    def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
+        return self.computed(backend).clipped(factors, backend)
+
+    def __add__(self, other: Contribution) -> Contribution:
+        return NotImplemented
+
+
+@dataclass
 class Written(PerSample):
     """Per-sample gradients of a Linear's weight, (B, d_out, d_in), and their squared norms, (B,)."""
 
@@ -85,6 +109,10 @@ class Product(Contribution):
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
         return backend.linear_weight(self.activations, self.backprops)
+
+    @property
+    def pair(self) -> Pair:
+        return Pair(self.activations, self.backprops)
 
     def written(self, backend: Backend) -> Written:
         """The per-sample gradients of the pair."""

@@ -6,12 +6,14 @@ import torch
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping, DPTensorFastGradientClipping
 
 from worker.flash.module import GradSampleModuleFlash
+from worker.flash.optimizer import DPOptimizerFlash
 
 
 class FlashLoss(DPTensorFastGradientClipping):
     """A loss per sample, (B,), whose backward clips."""
 
     module: GradSampleModuleFlash
+    optimizer: DPOptimizerFlash
 
     def backward(self) -> None:
         """Accumulates the clipped gradients Σ_i min(1, C / (‖∇ℓ_i‖ + 1e-6)) ∇ℓ_i into `.grad`.
@@ -20,8 +22,7 @@ class FlashLoss(DPTensorFastGradientClipping):
         """
         losses = _per_sample(self.loss_per_sample)
         coefficients = self.module.norm_pass(losses)
-        # To None: a cleared gradient would still take its memory.
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget_gradients()
         self.module.write_gradients(coefficients)
 
 

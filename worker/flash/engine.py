@@ -1,6 +1,8 @@
 """`PrivacyEngine`: Opacus' own, with two more modes."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import opacus
@@ -72,14 +74,15 @@ class PrivacyEngine(opacus.PrivacyEngine):
         criterion: Any = None,
         loss_reduction: str = "mean",
         grad_sample_mode: str = "hooks",
+        memory_budget: int | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """As `opacus.PrivacyEngine.make_private`.
+        """As `opacus.PrivacyEngine.make_private`, with a `memory_budget` in place of the engine's.
 
         Raises:
-            ValueError: in a flash mode: clipping other than "flat", a list of `max_grad_norm`, `wrap_model=False`,
-                torch's DDP (use Opacus' DifferentiallyPrivateDistributedDataParallel), or kernels that cannot run
-                where the parameters are.
+            ValueError: a `memory_budget` in another mode. In a flash mode: clipping other than "flat", a list of
+                `max_grad_norm`, `wrap_model=False`, torch's DDP (use Opacus'
+                DifferentiallyPrivateDistributedDataParallel), or kernels that cannot run where the parameters are.
             NotImplementedError: tied parameters.
         """
         if criterion is not None:
@@ -87,14 +90,37 @@ class PrivacyEngine(opacus.PrivacyEngine):
         inner_name = INNER_NAMES.get(grad_sample_mode, grad_sample_mode)
         kwargs.update(module=module, loss_reduction=loss_reduction, grad_sample_mode=inner_name)
         if inner_name not in WRAPPERS:
-            return super().make_private(**kwargs)
+            with self._with_budget(memory_budget, grad_sample_mode):
+                return super().make_private(**kwargs)
         _refuse(module, grad_sample_mode, kwargs)
         if self.noise not in (None, *NOISE) or (self.noise == "counter" and self.secure_mode):
             raise ValueError(f"noise must be one of {', '.join(NOISE)}, in secure mode opacus, not {self.noise!r}")
-        module, optimizer, data_loader = super().make_private(**kwargs)
+        with self._with_budget(memory_budget, grad_sample_mode):
+            module, optimizer, data_loader = super().make_private(**kwargs)
         # Opacus sets attributes on the criterion, and its default one is shared by all calls.
         criterion = copy.copy(criterion) if criterion is not None else nn.CrossEntropyLoss(reduction=loss_reduction)
         return module, optimizer, FlashCriterion(module, optimizer, criterion, loss_reduction), data_loader
+
+    def make_private_with_epsilon(
+        self, *, grad_sample_mode: str = "hooks", memory_budget: int | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """As `opacus.PrivacyEngine.make_private_with_epsilon`; `memory_budget` and errors as of `make_private`."""
+        # Opacus hands what it does not know to its accountant.
+        with self._with_budget(memory_budget, grad_sample_mode):
+            return super().make_private_with_epsilon(grad_sample_mode=grad_sample_mode, **kwargs)
+
+    @contextmanager
+    def _with_budget(self, given: int | None, mode: str) -> Iterator[None]:
+        if given is None:
+            yield
+            return
+        if mode not in INNER_NAMES:
+            raise ValueError(f'grad_sample_mode="{mode}" has no memory_budget')
+        kept, self.memory_budget = self.memory_budget, given
+        try:
+            yield
+        finally:
+            self.memory_budget = kept
 
     def _prepare_model(self, module: nn.Module, **kwargs: Any) -> Any:
         mode = kwargs["grad_sample_mode"]
@@ -107,6 +133,8 @@ class PrivacyEngine(opacus.PrivacyEngine):
         if not isinstance(module, AbstractGradSampleModule):
             return WRAPPERS[mode](module, backend=backend, memory_budget=self.memory_budget, **options)
         options["backend"] = backend
+        if self.memory_budget is not None:
+            options["memory_budget"] = self.memory_budget
         if type(module) is not WRAPPERS[mode] or any(getattr(module, key) != options[key] for key in options):
             raise ValueError("the module is wrapped already, in another way; pass the plain nn.Module instead")
         return module

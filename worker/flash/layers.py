@@ -70,3 +70,21 @@ def refuse_shared_parameters(module: nn.Module) -> None:
                 "norms of two layers do not add up to the norm of their sum"
             )
         owner[p] = name
+
+
+def reduce_dtypes(module: nn.Module) -> dict[str, torch.dtype]:
+    """By parameter name, the dtype in which the mixed precision policy of `fully_shard` sums gradients over ranks.
+
+    As in FSDP2: `reduce_dtype`, else `param_dtype`. A parameter of a module without either is left out.
+    """
+    found: dict[str, torch.dtype] = {}
+    # Outer modules come first: an inner one's policy is the one that holds.
+    for prefix, child in module.named_modules():
+        if isinstance(child, FSDPModule):
+            policy = child._get_fsdp_state()._mp_policy
+            names = [f"{prefix}.{name}".removeprefix(".") for name, _ in layer_parameters(child)]
+            for name in names:
+                found.pop(name, None)
+            if dtype := policy.reduce_dtype or policy.param_dtype:
+                found.update(dict.fromkeys(names, dtype))
+    return found

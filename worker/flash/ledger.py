@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping
 import torch
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample, Product
-from worker.flash.planner import SMALL
+from worker.flash.contributions import Contribution, PerSample, Postponed, Product
+from worker.flash.planner import SMALL, is_small
 
 Gradients = Iterator[tuple[str, torch.Tensor]]
 
@@ -36,8 +36,10 @@ class Ledger:
             kind = _kind(contribution)
             alike[(kind, dtypes[name]) if kind else name][name] = contribution
         found: dict[str, _Entry] = {}
-        for members in alike.values():
-            found.update(dict.fromkeys(members, _entry(members, dtypes[next(iter(members))])))
+        for key, members in alike.items():
+            found.update(
+                dict.fromkeys(members, _entry(members, dtypes[next(iter(members))], alone=isinstance(key, str)))
+            )
         self._entries = {name: found[name] for name in contributions}
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
@@ -104,60 +106,89 @@ class _Joined(_Entry):
     def __init__(self, members: Mapping[str, PerSample], dtype: torch.dtype):
         self._dtype = dtype
         self._shapes = {name: member.gradients.shape[1:] for name, member in members.items()}
-        self._all = PerSample(torch.cat([member.gradients.flatten(1) for member in members.values()], 1))
+        self._all: PerSample | None = PerSample(torch.cat([m.gradients.flatten(1) for m in members.values()], 1))
+
+    def _joined(self, backend: Backend) -> PerSample:
+        assert self._all is not None
+        return self._all
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        return self._all.squared_norms(backend).unsqueeze(0)
+        return self._joined(backend).squared_norms(backend).unsqueeze(0)
 
     def by_parameter(self, backend: Backend) -> Gradients:
-        pieces = self._all.gradients.split([shape.numel() for shape in self._shapes.values()], dim=1)
+        pieces = self._joined(backend).gradients.split([shape.numel() for shape in self._shapes.values()], dim=1)
         yield from zip(self._shapes, (PerSample(piece).squared_norms(backend) for piece in pieces), strict=True)
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
-        pieces = (
-            self._all.clipped(factors, backend)
-            .to(self._dtype)
-            .split([shape.numel() for shape in self._shapes.values()])
-        )
+        whole = self._joined(backend).clipped(factors, backend).to(self._dtype)
+        pieces = whole.split([shape.numel() for shape in self._shapes.values()])
         for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True):
             yield name, piece.view(shape)
 
 
-class _Stacked(_Entry):
-    """Products of one shape as one of n·B samples."""
+class _Postponed(_Joined):
+    """The same of those that are not computed yet."""
+
+    def __init__(self, members: Mapping[str, Postponed], dtype: torch.dtype):
+        self._dtype = dtype
+        self._shapes = {name: member.shape for name, member in members.items()}
+        self._terms = [member.term for member in members.values()]
+        self._all = None
+
+    def _joined(self, backend: Backend) -> PerSample:
+        if self._all is None:
+            self._all, self._terms = PerSample(backend.token_sums(self._terms)), []
+        return self._all
+
+
+class _Pairs(_Entry):
+    """Products that are small."""
 
     def __init__(self, members: Mapping[str, Product], dtype: torch.dtype):
         self._dtype = dtype
-        self._names, parts = list(members), list(members.values())
-        self._activations = torch.cat([part.activations for part in parts])
-        self._backprops = torch.cat([part.backprops for part in parts])
+        self._pairs = {name: member.pair for name, member in members.items()}
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        return backend.linear_weight(self._activations, self._backprops).view(len(self._names), -1)
+        return backend.linear_weights(list(self._pairs.values()))
 
     def by_parameter(self, backend: Backend) -> Gradients:
-        yield from zip(self._names, self.squared_norms(backend), strict=True)
+        yield from zip(self._pairs, self.squared_norms(backend), strict=True)
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
-        n, a, g = len(self._names), self._activations, self._backprops
-        a = backend.scaled(a, factors.repeat(n)).view(n, -1, a.shape[-1])
-        products = (g.view(n, -1, g.shape[-1]).transpose(1, 2) @ a).to(self._dtype)
-        yield from zip(self._names, products, strict=True)
+        # The query, key and value of attention share an input: it is scaled once.
+        narrow = {name: min(pair, key=lambda t: t.shape[2]) for name, pair in self._pairs.items()}
+        distinct = {_view(tensor): tensor for tensor in narrow.values()}
+        scaled = dict(zip(distinct, backend.all_scaled(list(distinct.values()), factors), strict=True))
+        for name, (a, g) in self._pairs.items():
+            if narrow[name] is a:
+                a = scaled[_view(a)]
+            else:
+                g = scaled[_view(g)]
+            yield name, torch.mm(g.flatten(0, 1).t(), a.flatten(0, 1)).to(self._dtype)
+
+
+def _view(tensor: torch.Tensor) -> Hashable:
+    """What two tensors of the same elements have in common."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _kind(contribution: Contribution) -> Hashable | None:
     """What contributions that are handled together have in common; None of one that stays alone."""
     if type(contribution) is PerSample and contribution.gradients.numel() <= SMALL:
         return contribution.gradients.dtype
+    if isinstance(contribution, Postponed):
+        return Postponed, contribution.term.backprops.dtype == torch.float64
     if isinstance(contribution, Product):
-        a, g = contribution.activations, contribution.backprops
-        if a.numel() and g.numel() and max(a.numel(), g.numel()) <= SMALL:
-            return a.shape, g.shape, g.dtype
+        a, g = contribution.pair
+        if a.numel() and g.numel() and is_small(a) and is_small(g):
+            return Product, g.dtype
     return None
 
 
-def _entry(members: Mapping[str, Contribution], dtype: torch.dtype) -> _Entry:
+def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bool) -> _Entry:
     first = next(iter(members.values()))
-    if _kind(first) is None:
+    if alone:
         return _Single(members, dtype)
-    return _Joined(members, dtype) if isinstance(first, PerSample) else _Stacked(members, dtype)
+    if isinstance(first, Postponed):
+        return _Postponed(members, dtype)
+    return _Joined(members, dtype) if isinstance(first, PerSample) else _Pairs(members, dtype)

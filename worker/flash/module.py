@@ -15,8 +15,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample, Product
-from worker.flash.layers import UNROLLED, layer_parameters, layer_type, prepare_functorch, refuse_shared_parameters
+from worker.flash.contributions import Contribution, PerSample, Postponed, Product
+from worker.flash.layers import (
+    UNROLLED,
+    layer_parameters,
+    layer_type,
+    prepare_functorch,
+    reduce_dtypes,
+    refuse_shared_parameters,
+)
 from worker.flash.ledger import Ledger
 from worker.flash.planner import Choice, Linear, Planner
 from worker.flash.reducer import Reducer
@@ -143,8 +150,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         with _plain_arithmetic(loss_per_sample.device):
             # In one order on all ranks.
             ordered = {name: self._contributions[name] for name in reversed(self._trainable)}
-            dtypes = {name: owner._parameters[slot].dtype for name, (owner, slot) in self._slots.items()}
-            self._ledger, self._contributions = Ledger(ordered, dtypes), {}
+            self._ledger, self._contributions = Ledger(ordered, self._gradient_dtypes()), {}
             self.per_sample_gradient_norms = self._squared_norms().sqrt()
         return self.get_clipping_coef()
 
@@ -165,6 +171,9 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
                 owner, slot = self._slots[name]
                 self._write(owner._parameters[slot], gradient)
         self._ledger = None
+
+    def _gradient_dtypes(self) -> dict[str, torch.dtype]:
+        return {name: owner._parameters[slot].dtype for name, (owner, slot) in self._slots.items()}
 
     def _write(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
         parameter.grad = gradient
@@ -213,7 +222,8 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         shape = Linear(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision)
         return pair.written(self.backend) if self._planner.writes(name, shape, a.data_ptr()) else pair
 
-    def _added(self, module: nn.Module, earlier: Contribution, later: Contribution) -> Contribution:
+    def _added(self, module: nn.Module, *calls: Contribution) -> Contribution:
+        earlier, later = (call.computed(self.backend) if isinstance(call, Postponed) else call for call in calls)
         try:
             return earlier + later
         except TypeError as error:
@@ -271,14 +281,18 @@ class GradSampleModuleFlashFSDP(GradSampleModuleFlash):
                 raise ValueError(f"{name} must be sharded or replicated over all ranks, not {p.device_mesh}")
         super().__init__(m, **kwargs)
         self._reducer = Reducer()
+        self._reduce_dtypes = reduce_dtypes(m)
 
     def write_gradients(self, factors: torch.Tensor) -> None:
         """As without FSDP, with gradients that are summed over all ranks and placed like their parameters."""
         super().write_gradients(factors)
         self._reducer.finish()
 
+    def _gradient_dtypes(self) -> dict[str, torch.dtype]:
+        return super()._gradient_dtypes() | self._reduce_dtypes
+
     def _write(self, parameter: DTensor, gradient: torch.Tensor) -> None:
-        self._reducer.add(parameter, gradient.to(parameter.dtype))
+        self._reducer.add(parameter, gradient)
 
 
 def _local(p: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,14 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):
         """As in Opacus, with torch's default: a gradient that is set to zero still takes its memory, for nothing."""
         super().zero_grad(set_to_none)
 
+    def forget_gradients(self) -> None:
+        """`zero_grad` without that of the wrapped optimizer, whose hooks and profiling cost more than the rest."""
+        keeps_sums = self._is_last_step_skipped
+        for p in self.params:
+            p.grad = None
+            if not keeps_sums:
+                p.summed_grad = None
+
     @torch.no_grad()
     def accumulate(self) -> None:
         """Moves the gradients of the last backward into `summed_grad`."""

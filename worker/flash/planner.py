@@ -8,14 +8,22 @@ write, keep and read.
 
 from typing import NamedTuple
 
+import torch
+
 # FLOPs in the time of a byte moved, measured on an H200: 790, 170 and 50 TFLOP/s at 4.2 TB/s.
 _EXACT, _SPLIT, _SIMT = 188, 40, 12
 # From the tables of the kernels, not from a sweep of its own: the Gram form runs at 0.7 of the direct form's speed, the
 # direct form at 0.9 of a plain product's when it writes.
 _GRAM, _WRITTEN = 1.4, 1.1
 
-# Elements of A or G up to which pairs of one shape are handled together: launches are all that they cost.
-SMALL = 2**22
+# Elements of a layer's A or G up to which it is handled together with others: launches are all that it costs. And
+# the widest token of which one program holds the sums.
+SMALL, WIDEST = 2**22, 2**14
+
+
+def is_small(tensor: torch.Tensor) -> bool:
+    """Whether what a (B, T, d) tensor adds to the norms is computed after the backward, with that of other layers."""
+    return tensor.numel() <= SMALL and tensor.shape[2] <= WIDEST
 
 
 def prefers_direct(tokens: int, d_in: int, d_out: int, gram_cost: float = 1.0) -> bool:

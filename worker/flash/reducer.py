@@ -23,13 +23,14 @@ class Reducer:
 
     @torch.no_grad()
     def add(self, parameter: DTensor, gradient: torch.Tensor) -> None:
-        """Gives the parameter its gradient, at the latest in `finish`; it has the parameter's dtype and full shape."""
+        """Gives the parameter its gradient, at the latest in `finish`: of full shape, summed in the dtype it has, and
+        then rounded to the parameter's."""
         if not _by_rows(parameter):
             mesh = parameter.device_mesh
             partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False)
-            parameter.grad = partial.redistribute(placements=parameter.placements)
+            parameter.grad = partial.redistribute(placements=parameter.placements).to(parameter.dtype)
             return
-        if self._waiting and _alike(self._waiting[0][0]) != _alike(parameter):
+        if self._waiting and _alike(*self._waiting[0]) != _alike(parameter, gradient):
             self._flush()
         self._waiting.append((parameter, gradient))
         if sum(waiting.nbytes for _, waiting in self._waiting) >= BUCKET:
@@ -43,7 +44,7 @@ class Reducer:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         for p, local in self._reduced:
             p.grad = DTensor.from_local(
-                local, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+                local.to(p.dtype), p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
             )
         self._reduced = []
 
@@ -77,8 +78,8 @@ class _Alike(NamedTuple):
     dtype: torch.dtype
 
 
-def _alike(parameter: DTensor) -> _Alike:
-    return _Alike(parameter.device_mesh, parameter.placements, parameter.dtype)
+def _alike(parameter: DTensor, gradient: torch.Tensor) -> _Alike:
+    return _Alike(parameter.device_mesh, parameter.placements, gradient.dtype)
 
 
 def _by_rows(parameter: DTensor) -> bool:

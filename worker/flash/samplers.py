@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from worker.flash.backend import Backend
-from worker.flash.contributions import Contribution, PerSample, Product, Rows
+from worker.flash.backend import Backend, TokenSum
+from worker.flash.contributions import Contribution, PerSample, Postponed, Product, Rows
+from worker.flash.planner import is_small
 from worker.flash.windows import Conv, Windows
 
 Contributions = dict[nn.Parameter, Contribution]
@@ -73,7 +74,10 @@ def layer_norm(
     g = _tokens(backprops, len(shape))
     if not layer.weight.requires_grad:
         return _bias(layer, g)
-    weight, bias = backend.layer_norm_gradients(_tokens(activations[0], len(shape)), g, layer.eps)
+    x = _tokens(activations[0], len(shape))
+    if is_small(g):
+        return {layer.weight: Postponed(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g)
+    weight, bias = backend.layer_norm_gradients(x, g, layer.eps)
     found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
     if layer.bias is not None and layer.bias.requires_grad:
         found[layer.bias] = PerSample(bias.reshape(-1, *shape))
@@ -87,8 +91,11 @@ def rms_norm(
     """Weight of an RMSNorm; activations and backprops (B, ..., *normalized_shape)."""
     shape = tuple(layer.normalized_shape)
     x = _tokens(activations[0], len(shape))
+    g = _tokens(backprops, len(shape))
     eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
-    gradients = backend.rms_norm_gradients(x, _tokens(backprops, len(shape)), eps)
+    if is_small(g):
+        return {layer.weight: Postponed(TokenSum(g, x, eps, centred=False), layer.weight.shape)}
+    gradients = backend.rms_norm_gradients(x, g, eps)
     return {layer.weight: PerSample(gradients.view(-1, *shape))}
 
 
@@ -120,6 +127,8 @@ def _bias(layer: nn.Module, g: torch.Tensor) -> Contributions:
     bias = layer.bias
     if bias is None or not bias.requires_grad:
         return {}
+    if is_small(g):
+        return {bias: Postponed(TokenSum(g), bias.shape)}
     sums = g.sum(1, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32)
     return {bias: PerSample(sums.view(-1, *bias.shape))}
 

@@ -4,11 +4,12 @@ No temporary grows with B·d_in·d_out, B·T² or B·vocabulary: each tile holds
 sample's row block, where that is more).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from worker.flash.backend import Pair, TokenSum
 from worker.flash.planner import prefers_direct
 
 TILE = 1 << 21
@@ -29,6 +30,11 @@ def linear_weight(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     for rows in _chunks(batch, max(tile, tokens * (d_in + d_out))):
         out[rows] = block(_wide(activations[rows]), _wide(backprops[rows]))
     return out
+
+
+def linear_weights(pairs: Sequence[Pair], *, input_precision: str = "ieee") -> torch.Tensor:
+    """`linear_weight` of each pair, (n, B); see `Backend.linear_weights`."""
+    return torch.stack([linear_weight(*pair, input_precision=input_precision) for pair in pairs])
 
 
 def _direct(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -73,6 +79,11 @@ def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return torch.mul(tensor, factors.view(-1, *[1] * (tensor.dim() - 1)), out=torch.empty_like(tensor))
 
 
+def all_scaled(tensors: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
+    """`scaled` of each tensor; see `Backend.all_scaled`."""
+    return [scaled(tensor, factors) for tensor in tensors]
+
+
 def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
     """Σ_v ‖Σ_{t: ids_t = v} g_t‖², (B,); see `Backend.embedding_weight`."""
     batch, tokens, width = backprops.shape
@@ -90,6 +101,18 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
         by_start[starts.reshape(-1)] = sums.square().sum(1)[: int(starts.sum())]
         out[rows] = by_start.view(g.shape[0], tokens).sum(1)
     return out
+
+
+def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
+    """The sums of all terms side by side, (B, Σ d); see `Backend.token_sums`."""
+    return torch.cat([_token_sum(term) for term in terms], 1)
+
+
+def _token_sum(term: TokenSum) -> torch.Tensor:
+    g, x, eps, centred = term
+    if x is None:
+        return _wide(g).sum(1)
+    return layer_norm_gradients(x, g, eps)[0] if centred else rms_norm_gradients(x, g, eps)
 
 
 def layer_norm_gradients(

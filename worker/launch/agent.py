@@ -21,7 +21,7 @@ from worker.launch.confine import Plan, confine, size_of
 from worker.launch.protocol import Isolation
 from worker.lifetime import die_with_parent
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 POLL_SECONDS, CHECK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 10.0
 # Beside those of the ranks, for the conductor to find.
 ERROR = "error-rank-watch.json"
@@ -32,9 +32,13 @@ def main() -> int:
     plan = Plan(**json.loads(sys.argv.pop(1)))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    watch = os.getpid()
     child = os.fork()
     if child == 0:
-        return _run(plan)
+        return _run(plan, watch)
+    if sys.platform == "linux":
+        # Of the same user as the arm, yet no process of it may look into this one or change it.
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _signal(child, number))
     status = _watch(child, plan)
@@ -44,14 +48,14 @@ def main() -> int:
     return status
 
 
-def _run(plan: Plan) -> int:
-    die_with_parent()
+def _run(plan: Plan, watch: int) -> int:
+    die_with_parent(watch)
     done, missing = confine(plan)
     print(f"clipwatch: confined: {', '.join(done)}; not confined: {', '.join(missing) or '–'}", flush=True)  # noqa: T201
     if missing and plan.isolation == Isolation.REQUIRED:
         _write(ErrorKind.DEVICE, f"this worker cannot isolate arms as it must: it lacks {', '.join(missing)}")
         return 1
-    die_with_parent()  # a user namespace of one's own makes Linux forget it
+    die_with_parent(watch)  # a user namespace of one's own makes Linux forget it
     # Late: importing torch takes seconds, in which the starter may already be gone.
     from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
@@ -83,15 +87,16 @@ def _excess(plan: Plan) -> str | None:
         return f"the arm ran {len(family)} processes, more than the limit of {limits['processes']}"
     disk = size_of(Path.cwd())
     if disk > limits["disk"]:
-        return f"the arm wrote {_mib(disk)}, more than the limit of {_mib(limits['disk'])}"
+        return f"the arm wrote {in_mib(disk)}, more than the limit of {in_mib(limits['disk'])}"
     if limits["memory"]:
         memory = sum(map(_memory, family))
         if memory > limits["memory"]:
-            return f"the arm used {_mib(memory)} of memory, more than the limit of {_mib(limits['memory'])}"
+            return f"the arm used {in_mib(memory)} of memory, more than the limit of {in_mib(limits['memory'])}"
     return None
 
 
-def _mib(size: int) -> str:
+def in_mib(size: int) -> str:
+    """A number of bytes for people."""
     return f"{size / 2**20:,.0f} MiB"
 
 

@@ -26,6 +26,8 @@ MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi")
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
+LAYERS = ("network", "privileges", "files")
+
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys")
 # Of /etc what programs need to start and to find names; not what only root may read, for a worker may be root.
 ETC = (
@@ -58,6 +60,8 @@ class Plan:
 
     `port`: where an arm of several hosts meets. It cannot have a network of its own; all that it may speak TCP with are
     this port and those that the system hands out by itself.
+
+    `around` names the layers that are there already, put around this process by whoever started it.
     """
 
     isolation: str
@@ -67,6 +71,7 @@ class Plan:
     writable: list[str] = field(default_factory=list)
     gpu: bool = False
     port: int | None = None
+    around: list[str] = field(default_factory=list)
 
 
 def plan(
@@ -99,8 +104,10 @@ def plan(
 def confine(given: Plan) -> tuple[list[str], list[str]]:
     """Confines this process and all that it starts, as far as this system can. What was done, and what could not be."""
     _limit(given.limits)
+    if given.around:
+        return ["limits", *given.around], [name for name in LAYERS if name not in given.around]
     if given.isolation == Isolation.OFF or sys.platform != "linux":
-        return ["limits"], ["network", "privileges", "files"]
+        return ["limits"], list(LAYERS)
     done, failed = ["limits"], []
     # In this order: a network of one's own needs privileges, and Landlock that none can be had.
     port = given.port

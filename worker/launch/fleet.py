@@ -87,9 +87,11 @@ class FleetLauncher:
     def resolve(self, arm: Arm) -> Arm:
         return resolve_spread(self._local, arm)
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         if spec.arm.nodes == 1:
-            return self._local.start(spec, folder, source)
+            return self._local.start(spec, folder, source, devices)
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port(self._ports)
         if port is None:
@@ -99,7 +101,7 @@ class FleetLauncher:
         spec = spec.model_copy(update={"collective_seconds": self._collective_seconds})
         parts = self._hosts.begin(folder.name, spec, port, source)
         meeting = self._hosts.meeting(spec.arm.nodes, port, folder.name)
-        return FleetArm(self._local.join(spec, folder, source, meeting), parts, folder, meeting)
+        return FleetArm(self._local.join(spec, folder, source, meeting, devices), parts, folder, meeting)
 
 
 def resolve_spread(local: Launcher, arm: Arm) -> Arm:

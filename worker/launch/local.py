@@ -12,28 +12,13 @@ from pathlib import Path
 import psutil
 
 import worker
-from service.contract import Arm, ArmSpec, Device, Kernels
+from service.contract import Arm, ArmSpec, Device
+from worker.launch.command import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 from worker.launch.confine import Plan, plan, private_folders
-from worker.launch.protocol import LOG, SPEC, Isolation, LaunchError, Limits, RunningArm
+from worker.launch.place import Place, describe_place
+from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
 from worker.launch.rendezvous import ALONE, Rendezvous
 
-# The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
-KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_HOME"}
-KEPT_PREFIXES = (
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "NVSHMEM_",
-    "GLOO_",
-    "TORCH_",
-    "PYTORCH_",
-    "TRITON_",
-    "OMP_",
-    "MKL_",
-    "COVERAGE_",
-)
-
-CPU_WORLD_SIZE = 2
 GRACE_SECONDS = 2.0
 
 
@@ -46,6 +31,7 @@ class LocalLauncher:
         program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
         isolation: Isolation = Isolation.AUTO,
         limits: Limits = Limits(),  # noqa: B008, frozen
+        threads: int | None = None,
     ):
         """
         Args:
@@ -53,51 +39,40 @@ class LocalLauncher:
             program: what every rank runs; it is given `--spec FILE --out FOLDER`.
             isolation: whether arms are kept from what is not theirs.
             limits: what an arm may use.
+            threads: CPU threads of each rank, unless OMP_NUM_THREADS says; all cores by default, shared by the ranks.
         """
         self._environment, self._program = environment, program
-        self._isolation, self._limits = isolation, limits
+        self._isolation, self._limits, self._threads = isolation, limits, threads
 
     def resolve(self, arm: Arm) -> Arm:
-        if arm.nodes > 1:
-            raise LaunchError(f"{arm.nodes} nodes need as many hosts, and this worker has one: docs/fleet.md")
-        gpus = 0 if arm.device is Device.CPU else _visible_gpus()
-        if arm.device is Device.CUDA and gpus == 0:
-            raise LaunchError("device cuda was asked for, but no GPU is visible here")
-        device = Device.CUDA if gpus else Device.CPU
-        world_size = arm.world_size or ((gpus or CPU_WORLD_SIZE) if arm.mode.sharded else 1)
-        if device is Device.CUDA and world_size > gpus:
-            raise LaunchError(f"world size {world_size} exceeds the {gpus} visible GPU{'s' if gpus > 1 else ''}")
-        kernels = arm.kernels
-        if kernels is Kernels.AUTO:
-            kernels = Kernels.TRITON if device is Device.CUDA else Kernels.TORCH
-        if kernels is Kernels.TRITON and device is Device.CPU and arm.mode.flash and not self._interprets():
-            raise LaunchError("kernels triton need a GPU; on the CPU ask for kernels torch")
-        return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
+        return resolved(arm, gpus_for(arm), self._interprets())
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
-        return self.join(spec, folder, source, ALONE)
+    def place(self, arm: Arm) -> Place | None:
+        """What an arm here runs with, beside its Opacus."""
+        return describe_place(arm.device, self._scrubbed(arm, None), self._program)
 
-    def join(self, spec: ArmSpec, folder: Path, source: Path | None, rendezvous: Rendezvous) -> RunningArm:
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
+        return self.join(spec, folder, source, ALONE, devices)
+
+    def join(
+        self,
+        spec: ArmSpec,
+        folder: Path,
+        source: Path | None,
+        rendezvous: Rendezvous,
+        devices: Sequence[int] | None = None,
+    ) -> RunningArm:
         """As `start`, for this host's part of an arm whose other parts come to the same `rendezvous`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-        assert spec.arm.world_size is not None, "the arm must be resolved"
-        ranks = spec.arm.world_size // rendezvous.nodes
-        scrubbed = self._scrubbed(spec.arm, source, rendezvous)
+        ranks = write_spec(spec, folder) // rendezvous.nodes
+        kept = self._scrubbed(spec.arm, source, devices, rendezvous)
         # Measuring coverage writes to another folder than the arm's.
-        environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
+        environment = {name: value for name, value in kept.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA, rendezvous.port)
         environment |= self._own(environment, folder.resolve(), source)
-        command = [
-            sys.executable,
-            "-m",
-            "worker.launch.agent",
-            json.dumps(asdict(planned)),
-            f"--nproc-per-node={ranks}",
-            *rendezvous.arguments,
-        ]
-        command += ["--max-restarts=0", "--no-python", *self._program]
-        command += ["--spec", str(folder / SPEC), "--out", str(folder)]
+        command = [sys.executable, "-m", "worker.launch.agent", json.dumps(asdict(planned))]
+        command += torchrun_options(ranks, self._program, folder, rendezvous)
         with (folder / LOG).open("wb") as log:
             return LocalArm(
                 subprocess.Popen(
@@ -145,20 +120,25 @@ class LocalLauncher:
     def _interprets(self) -> bool:
         return self._environment.get("TRITON_INTERPRET") == "1"
 
-    def _scrubbed(self, arm: Arm, source: Path | None, rendezvous: Rendezvous = ALONE) -> dict[str, str]:
-        kept = {
-            name: value for name, value in self._environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
-        }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        kept.setdefault("OMP_NUM_THREADS", str(max(1, cores * rendezvous.nodes // (arm.world_size or 1))))
-        # Opacus' accountants round differently with another number of BLAS threads; ε must be identical in both arms.
-        kept["OPENBLAS_NUM_THREADS"] = "1"
-        if arm.device is Device.CPU or rendezvous.nodes > 1:
-            kept = rendezvous.environment | kept
+    def _scrubbed(
+        self,
+        arm: Arm,
+        source: Path | None,
+        devices: Sequence[int] | None = None,
+        rendezvous: Rendezvous = ALONE,
+    ) -> dict[str, str]:
+        kept = tuned(scrubbed(self._environment), arm, rendezvous, self._threads)
+        if devices is not None:
+            kept["CUDA_VISIBLE_DEVICES"] = ",".join(self._device_name(index) for index in devices)
         # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
         paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         return kept
+
+    def _device_name(self, index: int) -> str:
+        """What CUDA calls the GPU that is the `index`th here: of those that are visible, if not all are."""
+        visible = self._environment.get("CUDA_VISIBLE_DEVICES")
+        return str(index) if visible is None else visible.split(",")[index].strip()
 
 
 class LocalArm:
@@ -193,10 +173,3 @@ class LocalArm:
             self._agent.kill()
             self._agent.wait()
         psutil.wait_procs(alive)
-
-
-def _visible_gpus() -> int:
-    # Late: torch takes seconds to import, and only this question needs it.
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count()

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel as DPDDP
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.worker.flash.model import make_model, make_private, pairwise, quiet_engine, unwrapped
@@ -18,6 +18,9 @@ CASES = [("flash_fsdp", *case) for case in pairwise(["mean", "sum"], [0.0, 1.0])
 CASES += [("flash", "mean", 1.0), ("flash", "sum", 0.0), ("hsdp", "mean", 1.0)]
 CASES += [("counter", "sum", 1.0), ("counter_hsdp", "mean", 1.0)]
 LR = 0.02
+
+
+REDUCED = [(None, torch.bfloat16), (torch.bfloat16, None), (torch.bfloat16, torch.float32)]
 
 
 def shard(model):
@@ -31,10 +34,20 @@ def shard_hybrid(model):
     return shard_over(model, init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
 
 
-def shard_over(model, mesh):
+def shard_over(model, mesh, policy=None):
+    options = {} if policy is None else {"mp_policy": policy}
     for layer in (model.token, model.query, model.gain, model.group, model.shift, model.up, model.norm):
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def sums_under(policy, rank, world):
+    """Σ clipped of a batch of 8 after the reduction, in float32 parameters."""
+    model = shard_over(make_model(), init_device_mesh("cpu", (world,)), policy)
+    _, module, _, criterion, loader = make_private(model, "flash_fsdp", reduction="sum")
+    ids, labels = next(iter(loader))
+    criterion(module(ids[rank::world]), labels[rank::world]).backward()
+    return {name: full(p.grad) for name, p in unwrapped(module).items()}
 
 
 def full(tensor):
@@ -104,8 +117,9 @@ def main() -> None:
         name, reduction, sigma = case
         mode, wrap = wrappers[name]
         results[case] = train(mode, reduction, sigma, rank, world, wrap, noise_of(case))
+    reduced = {dtypes: sums_under(MixedPrecisionPolicy(*dtypes), rank, world) for dtypes in REDUCED}
     if rank == 0:
-        torch.save(results, sys.argv[1])
+        torch.save((results, reduced), sys.argv[1])
     dist.barrier()
     dist.destroy_process_group()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.worker.flash import norms
 from tests.worker.flash.model import make_data, make_model, make_private, relative
 from worker.flash import kernels
-from worker.flash.backend import INPUT_PRECISIONS
+from worker.flash.backend import INPUT_PRECISIONS, Pair, TokenSum
 from worker.flash.kernels.linear_direct import direct
 from worker.flash.kernels.linear_gram import Blocks as GramBlocks
 from worker.flash.kernels.linear_gram import cut, gram
@@ -175,6 +175,45 @@ def test_scaled_and_weighted_sum(data):
     x = data.draw(norms.tensors(data.draw(batches), data.draw(tokens), data.draw(widths), data.draw(dtypes)))
     factors = torch.rand(len(x))
     norms.close_weighted(kernels.scaled(x, factors), kernels.weighted_sum(x.flatten(1), factors), x, factors)
+
+
+@given(data=st.data())
+@settings(awkward, max_examples=15)
+def test_many_pairs_at_once(data):
+    """Of any number of tokens, some of one shape."""
+    batch, dtype = data.draw(st.integers(1, 3)), data.draw(dtypes)
+    shapes = data.draw(st.lists(st.tuples(st.integers(1, 90), widths, widths), min_size=1, max_size=3))
+    pairs = [
+        Pair(data.draw(norms.tensors(batch, t, d_in, dtype)), data.draw(norms.tensors(batch, t, d_out, dtype)))
+        for t, d_in, d_out in shapes + shapes[:1]
+    ]
+    found = kernels.linear_weights(pairs, input_precision=data.draw(st.sampled_from(INPUT_PRECISIONS)))
+    for squares, pair in zip(found, pairs, strict=True):
+        norms.close(squares, norms.linear(*pair))
+
+
+@given(data=st.data())
+@settings(awkward, max_examples=25)
+def test_many_scaled_at_once(data):
+    batch, dtype = data.draw(batches), data.draw(dtypes)
+    tensors = [data.draw(norms.tensors(batch, data.draw(tokens), data.draw(widths), dtype)) for _ in range(3)]
+    factors = torch.rand(batch)
+    for found, tensor in zip(kernels.all_scaled(tensors, factors), tensors, strict=True):
+        assert torch.equal(found, kernels.scaled(tensor, factors))
+
+
+@given(data=st.data())
+@settings(awkward, max_examples=8)
+def test_many_sums_at_once(data):
+    batch, terms = data.draw(batches), []
+    for _ in range(data.draw(st.integers(1, 4))):
+        length, width = data.draw(tokens), data.draw(st.integers(2, 70))
+        g, x = (data.draw(norms.tensors(batch, length, width, data.draw(dtypes))) for _ in range(2))
+        eps = data.draw(st.sampled_from([1e-5, 1e-3]))
+        terms.append(TokenSum(g, *data.draw(st.sampled_from([(), (x, eps), (x, eps, False)]))))
+    found = kernels.token_sums(terms).split([term.backprops.shape[2] for term in terms], 1)
+    for sums, term in zip(found, terms, strict=True):
+        norms.close(sums.square().sum(1), norms.token_sum(term))
 
 
 @given(

@@ -34,6 +34,11 @@ def rms_norm(x, g, eps):
     return (F.rms_norm(x.double(), x.shape[2:], eps=eps) * g.double()).sum(1).square().sum(1)
 
 
+def token_sum(term):
+    g, x, eps, centred = term
+    return column_sum(g) if x is None else (layer_norm if centred else rms_norm)(x, g, eps)
+
+
 def group_norm(x, g, groups, eps):
     return (F.group_norm(x.double(), groups, eps=eps) * g.double()).sum(2).square().sum(1)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.worker.flash.distributed_arm import CASES, deal, noise_of, train
-from tests.worker.flash.model import relative
+from tests.worker.flash.model import make_data, make_model, oracle, relative
 
 ROOT = Path(__file__).parents[3]
 
 
-def torchrun(world: int, output: Path) -> dict:
+def torchrun(world: int, output: Path) -> tuple[dict, dict]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command += ["-m", "tests.worker.flash.distributed_arm", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -37,7 +37,7 @@ def test_slices_are_uneven_and_empty():
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_the_same_numbers_at_every_world_size(world, single, tmp_path):
-    found = torchrun(world, tmp_path / "results.pt")
+    found, reduced = torchrun(world, tmp_path / "results.pt")
     assert found.keys() == single.keys()
     for case in CASES:
         ours, expected = found[case], single[case]
@@ -49,6 +49,20 @@ def test_the_same_numbers_at_every_world_size(world, single, tmp_path):
         for step in range(3):
             check(ours["gradients"][step], expected["gradients"][step], case)
         check(ours["parameters"], expected["parameters"], case)
+    check_reduced(reduced)
+
+
+def check_reduced(reduced):
+    """A mixed precision policy says in which dtype gradients are summed, as in FSDP2; they end up in float32."""
+    ids, labels = make_data()[:8]
+    _, expected = oracle(make_model(), ids, labels)
+    for (param_dtype, reduce_dtype), gradients in reduced.items():
+        for name, gradient in gradients.items():
+            assert gradient.dtype == torch.float32
+            if name != "key.bias":
+                assert relative(gradient, expected[name]) < 0.1, (param_dtype, reduce_dtype, name)
+        rounded = all(torch.equal(gradient, gradient.bfloat16().float()) for gradient in gradients.values())
+        assert rounded == (reduce_dtype != torch.float32), (param_dtype, reduce_dtype)
 
 
 def check(ours, expected, case):

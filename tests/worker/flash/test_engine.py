@@ -1,5 +1,7 @@
 """Flash against stock ghost and against the float64 oracle, on a model that takes every way to a norm."""
 
+from functools import partial
+
 import opacus
 import pytest
 import torch
@@ -227,8 +229,11 @@ def test_make_private_with_epsilon():
         max_grad_norm=CLIP,
         poisson_sampling=False,
         grad_sample_mode="flash",
+        memory_budget=12345,
     )
     module, optimizer, criterion, loader = private
+    assert module.memory_budget == 12345
+    assert engine.memory_budget is None
     for _ in range(2):
         for ids, labels in loader:
             optimizer.zero_grad()
@@ -263,3 +268,20 @@ def quiet_poisson():
         max_grad_norm=CLIP,
         grad_sample_mode="flash",
     )
+
+
+@pytest.mark.parametrize("compiled", ["before", "after"])
+def test_a_compiled_model(compiled):
+    """Dynamo breaks its graph at every tap; the numbers hold."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 4))
+    x, labels = torch.randn(5, 6), torch.arange(5) % 4
+    expected_norms, expected = oracle(model, x, labels)
+    compile_ = partial(torch.compile, backend="aot_eager")
+    _, module, _, criterion, _ = make_private(compile_(model) if compiled == "before" else model)
+    run = compile_(module) if compiled == "after" else module
+    for _ in range(2):
+        criterion(run(x), labels).backward()
+    assert relative(module.per_sample_gradient_norms, expected_norms) < 1e-5
+    check_gradients({name: p.grad for name, p in model.named_parameters()}, expected)

@@ -113,6 +113,11 @@ def test_a_module_wrapped_in_another_way():
         make_private(GradSampleModule(make_model()))
 
 
+def test_a_memory_budget_in_another_mode():
+    with pytest.raises(ValueError, match='grad_sample_mode="ghost" has no memory_budget'):
+        make_private(make_model(), "ghost", memory_budget=1)
+
+
 def test_other_modes_go_to_opacus_untouched():
     model = make_model()
     engine = quiet_engine(kernels="torch")

@@ -20,7 +20,7 @@ from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Source
 from worker.conductor.arm import run_arm
-from worker.launch import LocalLauncher, landlock
+from worker.launch import Launcher, LocalLauncher, landlock
 from worker.launch.protocol import Isolation, Limits
 from worker.source import hash_package
 
@@ -30,7 +30,7 @@ SPEC = ArmSpec(workload=tiny(max_steps=1), arm=cpu_arm(Mode.HOOKS))
 pytestmark = pytest.mark.skipif(landlock.version() < 6, reason="Landlock 6 (Linux 6.12) is what these hold on")
 
 
-def run(folder: Path, launcher: LocalLauncher, spec: ArmSpec = SPEC, source: Source | None = None):
+def run(folder: Path, launcher: Launcher, spec: ArmSpec = SPEC, source: Source | None = None):
     """One arm; its outcome and its log."""
     observer = Recording()
     if source is not None:
@@ -52,9 +52,12 @@ def marked(marker: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["cmdline"]) if marker in (process.info["cmdline"] or [])]
 
 
-def test_a_hostile_opacus_gets_hold_of_nothing_and_trains(tmp_path):
-    """In one arm, because starting one is what takes time. That it trains shows that nothing it needs was taken."""
-    database, other = tmp_path / "data" / "clipwatch.db", tmp_path / "attempts" / "reference" / "record.jsonl"
+def attacked(folder: Path, launcher: Launcher, more: str = "") -> tuple[dict, str]:
+    """What a hostile Opacus got hold of and what it failed in, and the log of its arm.
+
+    In one arm, because starting one is what takes time. That it trains shows that nothing it needs was taken.
+    """
+    database, other = folder / "data" / "clipwatch.db", folder / "attempts" / "reference" / "record.jsonl"
     for secret in (database, other):
         secret.parent.mkdir(parents=True)
         secret.write_text("secret")
@@ -62,22 +65,25 @@ def test_a_hostile_opacus_gets_hold_of_nothing_and_trains(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         targets = {"worker": os.getpid(), "database": str(database), "other": str(other), "marker": marker}
         targets["port"] = listening.getsockname()[1]
-        source = changed_opacus(
-            tmp_path / "source", "\n" + HOSTILE.read_text().replace("TARGETS = {}", f"TARGETS = {targets!r}")
-        )
-        launcher = LocalLauncher(
-            {**os.environ, "CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d"}, isolation=Isolation.REQUIRED
-        )
-        outcome, log = run(tmp_path / "attempts" / "candidate", launcher, source=source)
+        code = HOSTILE.read_text().replace("TARGETS = {}", f"TARGETS = {targets!r}")
+        source = changed_opacus(folder / "source", f"\n{code}{more}")
+        outcome, log = run(folder / "attempts" / "candidate", launcher, source=source)
     assert outcome.error is None, (outcome.error, log)
-    written = json.loads((tmp_path / "attempts" / "candidate" / "found.json").read_text())
-    assert written["found"] == {}
-    assert len(written["failed"]) == 15
     assert (database.read_text(), other.read_text()) == ("secret", "secret")
     assert hash_package(source.folder / "opacus") == source.digest
     assert "confined: limits, network, privileges, files; not confined: –" in log
-    assert "ended 1 processes that outlived their arm" in log
     until(lambda: not marked(marker), 5)
+    return json.loads((folder / "attempts" / "candidate" / "found.json").read_text()), log
+
+
+def test_a_hostile_opacus_gets_hold_of_nothing_and_trains(tmp_path):
+    launcher = LocalLauncher(
+        {**os.environ, "CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d"}, isolation=Isolation.REQUIRED
+    )
+    written, log = attacked(tmp_path, launcher)
+    assert written["found"] == {}
+    assert len(written["failed"]) == 15
+    assert "ended 1 processes that outlived their arm" in log
 
 
 FORKS = """
@@ -132,6 +138,27 @@ def test_one_file_cannot_fill_the_disk_even_between_two_looks(tmp_path):
     assert outcome.error is not None
     assert "File too large" in log
     assert (tmp_path / "file").stat().st_size == 20 * 2**20
+
+
+LINKS = """
+import os
+os.remove("log.txt")
+os.symlink({secret!r}, "log.txt")
+os.symlink({secret!r}, "error-rank0.json")
+os.mkfifo("record.jsonl")
+"""
+
+
+def test_no_link_or_pipe_in_its_folder_leads_the_worker_astray(tmp_path):
+    """The worker reads what the arm may not, and its log is for all to see."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret" * 10_000)
+    program = (sys.executable, "-c", LINKS.format(secret=str(secret)))
+    outcome, log = run(tmp_path / "arm", LocalLauncher(program=program))
+    assert outcome.error is not None
+    assert outcome.error.kind is ErrorKind.CRASH
+    assert "secret" not in log
+    assert "secret" not in outcome.error.message
 
 
 FORGED = """

@@ -12,9 +12,12 @@ from worker.flash.kernels.layer_norm import group_norm_gradients, layer_norm_gra
 from worker.flash.kernels.linear import linear_weight
 from worker.flash.kernels.linear_direct import linear_direct, linear_gradients
 from worker.flash.kernels.linear_gram import linear_gram
-from worker.flash.kernels.weighted import scaled, weighted_sum
+from worker.flash.kernels.linear_small import linear_weights
+from worker.flash.kernels.token_sums import token_sums
+from worker.flash.kernels.weighted import all_scaled, scaled, weighted_sum
 
 __all__ = [
+    "all_scaled",
     "column_sum",
     "embedding_weight",
     "group_norm_gradients",
@@ -23,7 +26,9 @@ __all__ = [
     "linear_gradients",
     "linear_gram",
     "linear_weight",
+    "linear_weights",
     "rms_norm_gradients",
     "scaled",
+    "token_sums",
     "weighted_sum",
 ]

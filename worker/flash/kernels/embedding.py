@@ -1,5 +1,5 @@
-"""The norm of an Embedding's gradient: tokens of a sample are sorted by id, so that equal ids lie side by side, and
-⟨g_s, g_t⟩ is summed over the pairs of equal ids. Tile pairs whose id ranges do not meet are passed over."""
+"""The norm of an Embedding's gradient: ⟨g_s, g_t⟩ summed over the pairs of tokens of equal ids. Where a sample takes
+more than one tile its tokens are sorted by id, and tile pairs whose id ranges do not meet are passed over."""
 
 import torch
 import triton
@@ -17,9 +17,10 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
     batch, tokens, width = backprops.shape
     if batch == 0 or tokens == 0:
         return partial_sums(backprops, 0).sum(1)
-    ordered, order = ids.sort(dim=1, stable=True)
-    block_t = block(tokens, 32)
+    block_t = block(tokens, 64 if tokens <= 64 else 32)
     tiles = triton.cdiv(tokens, block_t)
+    # A sort costs several launches.
+    ordered, order = ids.sort(dim=1, stable=True) if tiles > 1 else (ids, ids)
     partial = partial_sums(backprops, tiles)
     with on_device(backprops):
         _kernel[(batch * tiles,)](
@@ -35,17 +36,18 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
             *backprops.stride(),
             BLOCK_T=block_t,
             BLOCK_D=block(width, 64),
+            SORTED=tiles > 1,
             UPCAST=upcast(backprops),
         )
     return partial.sum(1).clamp_(min=0)
 
 
 @triton.jit
-def _rows(ids_ptr, order_ptr, start, tokens, padding, BLOCK_T: tl.constexpr):
-    """Ids and rows of a tile of sorted tokens; tokens without a gradient get id -1, which no id equals."""
+def _rows(ids_ptr, order_ptr, start, tokens, padding, BLOCK_T: tl.constexpr, SORTED: tl.constexpr):
+    """Ids and rows of a tile of tokens; tokens without a gradient get id -1, which no id equals."""
     t = start + tl.arange(0, BLOCK_T)
     ids = tl.load(ids_ptr + t, mask=t < tokens, other=-1)
-    row = tl.load(order_ptr + t, mask=t < tokens, other=0)
+    row = tl.load(order_ptr + t, mask=t < tokens, other=0) if SORTED else tl.where(t < tokens, t, 0).to(tl.int64)
     return tl.where(ids == padding, -1, ids), row
 
 
@@ -64,6 +66,7 @@ def _kernel(
     g_d,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SORTED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -72,12 +75,12 @@ def _kernel(
     ids_base = ids_ptr + sample * tokens
     order_base = order_ptr + sample * tokens
     g_base = g_ptr + sample * g_b
-    ids_left, left = _rows(ids_base, order_base, tile * BLOCK_T, tokens, padding, BLOCK_T)
+    ids_left, left = _rows(ids_base, order_base, tile * BLOCK_T, tokens, padding, BLOCK_T, SORTED)
     highest = tl.max(ids_left)
     found = 0.0
     for other in range(tile, tiles):
         if tl.load(ids_base + other * BLOCK_T) <= highest:
-            ids_right, right = _rows(ids_base, order_base, other * BLOCK_T, tokens, padding, BLOCK_T)
+            ids_right, right = _rows(ids_base, order_base, other * BLOCK_T, tokens, padding, BLOCK_T, SORTED)
             products = tl.zeros((BLOCK_T, BLOCK_T), dtype=tl.float32)
             for start in range(0, width, BLOCK_D):
                 d = (start + tl.arange(0, BLOCK_D)).to(tl.int64)

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 
 from worker.flash.kernels.launch import on_device
+from worker.flash.kernels.table import TYPES, table
 from worker.flash.runs import Run
 
 BLOCK = 2048
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class NoiseTable:
@@ -35,9 +35,7 @@ class NoiseTable:
         """Adds normal numbers × deviation to the tensors in place, rounding once; key is int64 on the device."""
         if not self.programs:
             return
-        addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
-        if key.is_cuda:
-            addresses = addresses.pin_memory().to(key.device, non_blocking=True)
+        addresses = table([[tensor.data_ptr()] for tensor in tensors], key.device)
         with on_device(key):
             _kernel[(self.programs,)](
                 addresses,
@@ -46,7 +44,7 @@ class NoiseTable:
                 key,
                 deviation,
                 HALF=BLOCK // 2,
-                DTYPE=_TYPES[tensors[0].dtype],
+                DTYPE=TYPES[tensors[0].dtype],
                 num_warps=4,
             )
 

@@ -1,10 +1,13 @@
 """Samples times their clip factors: each by itself, and added up."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 
 from worker.flash.kernels.launch import check_dtypes, on_device
+from worker.flash.kernels.table import TYPES, rows_of, table
 
 _BLOCK = 2048
 
@@ -20,6 +23,26 @@ def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         with on_device(x):
             _scaled[(len(x) * blocks,)](x, factors, out, size, blocks, BLOCK=_BLOCK, num_warps=8)
     return out
+
+
+def all_scaled(tensors: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
+    """`scaled` of each of some (B, T, d) tensors of one dtype, in one launch."""
+    check_dtypes(*tensors)
+    held = [rows_of(tensor) for tensor in tensors]
+    out = tensors[0].new_empty(sum(tensor.numel() for tensor in held))
+    pieces = out.split([tensor.numel() for tensor in held])
+    batch, largest = len(factors), max(tensor.numel() for tensor in held)
+    if largest:
+        blocks = triton.cdiv(largest // batch, _BLOCK)
+        rows = [
+            [x.data_ptr(), piece.data_ptr(), *x.shape[1:], *x.stride()[:2]]
+            for x, piece in zip(held, pieces, strict=True)
+        ]
+        with on_device(out):
+            _all_scaled[(batch * blocks, len(rows))](
+                table(rows, out.device), factors, blocks, BLOCK=_BLOCK, DTYPE=TYPES[out.dtype], num_warps=8
+            )
+    return [piece.view(x.shape) for x, piece in zip(held, pieces, strict=True)]
 
 
 def weighted_sum(gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -42,6 +65,20 @@ def _scaled(x_ptr, factors_ptr, out_ptr, size, blocks, BLOCK: tl.constexpr):
     x = tl.load(x_ptr + sample * size + place, mask=place < size, other=0.0).to(tl.float32)
     x = x * tl.load(factors_ptr + sample)
     tl.store(out_ptr + sample * size + place, x.to(out_ptr.dtype.element_ty), mask=place < size)
+
+
+@triton.jit
+def _all_scaled(rows, factors_ptr, blocks, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+    row = rows + tl.program_id(1) * 6
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    tokens, width = tl.load(row + 2), tl.load(row + 3)
+    place = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < tokens * width
+    source = tl.load(row).to(tl.pointer_type(DTYPE)) + sample * tl.load(row + 4)
+    x = tl.load(source + place // width * tl.load(row + 5) + place % width, mask=inside, other=0.0)
+    x = x.to(tl.float32) * tl.load(factors_ptr + sample)
+    target = tl.load(row + 1).to(tl.pointer_type(DTYPE)) + sample * tokens * width
+    tl.store(target + place, x.to(DTYPE), mask=inside)
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""What needs a container engine and the worker's image: `make container-test`."""

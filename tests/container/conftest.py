@@ -1,0 +1,43 @@
+"""The engine and the image that these tests run on. Where one is missing they are left out, and pytest says why."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker.client import DockerClient
+
+from worker.launch import LaunchError
+from worker.launch.container import ContainerLauncher
+from worker.launch.engine import connect
+
+IMAGE = os.environ.get("CONTAINER_TEST_IMAGE", "clipwatch-worker:cpu")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """They take minutes, so they are run where they are asked for alone."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+            if "engine" not in config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason="needs a container engine: make container-test"))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[DockerClient]:
+    try:
+        client = connect()
+    except LaunchError as fault:
+        pytest.skip(str(fault))
+    if not client.images.list(name=IMAGE):
+        pytest.skip(f"the engine has no image {IMAGE}: make container-test builds it")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def launcher(engine: DockerClient, tmp_path: Path) -> Iterator[ContainerLauncher]:
+    made = ContainerLauncher(IMAGE, root=tmp_path)
+    yield made
+    made.close()

@@ -1,0 +1,42 @@
+"""Tables: what a launch over many tensors reads their addresses, sizes and strides from."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def table(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """The rows as int64 on the device. Steps that are alike use the same addresses again, and so the same table."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return _table(tuple(map(tuple, rows)), device, stream)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, _: torch.cuda.Stream | None) -> torch.Tensor:
+    # Not pinned: so few bytes travel with the command, and pinning costs as much as a launch.
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A (B, T, d) tensor itself if it is contiguous in d, else a contiguous copy."""
+    return tensor if tensor.stride(2) == 1 or tensor.shape[2] == 1 else tensor.contiguous()
+
+
+def aligned(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether every token of every (B, T, d) tensor begins at, and takes, a multiple of 16 elements."""
+    return all(
+        not (t.data_ptr() // t.element_size() | t.stride(0) | t.stride(1) | t.shape[2]) & 15
+        and t.data_ptr() % t.element_size() == 0
+        for t in tensors
+    )
+
+
+@triton.jit
+def multiple(value, ALIGNED: tl.constexpr):
+    """The number, of which the compiler learns that 16 divides it if `ALIGNED`."""
+    return tl.multiple_of(value, 16) if ALIGNED else value
