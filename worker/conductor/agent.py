@@ -16,6 +16,7 @@ from worker.conductor.folder import attempt_folder
 from worker.conductor.host import Membership
 from worker.conductor.prepare import make_checkout
 from worker.launch import LocalLauncher
+from worker.launch.files import content
 from worker.launch.protocol import LOG
 from worker.launch.rendezvous import Meeting
 from worker.source import hash_package
@@ -85,7 +86,7 @@ class Agents:
         finally:
             running.stop()
         failures = [AgentFailure(at, error) for at, error in described_errors(folder)]
-        text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+        text = content(folder / LOG).decode("utf-8", errors="replace")
         return self._ended(running.poll(), failures, text[-LOG_CHARS:])
 
     def _ended(self, status: int | None, failures: Sequence[AgentFailure] = (), text: str = "") -> AgentEnd:

@@ -1,13 +1,11 @@
 """Follows one arm from its start to its end, reading what it writes."""
 
-import os
 import re
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Protocol
+from typing import Annotated, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -15,6 +13,7 @@ from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, 
 from worker.checkout import Source
 from worker.conductor.limits import UNLIMITED, Limits, Stopwatch
 from worker.launch import Launcher, LaunchError
+from worker.launch.files import content, opened
 from worker.launch.protocol import LOG
 from worker.source import describe_source
 
@@ -63,7 +62,7 @@ class Tail:
         self._path, self._offset = path, 0
 
     def read(self) -> bytes:
-        file = _opened(self._path)
+        file = opened(self._path)
         if file is None:
             return b""
         with file:
@@ -174,7 +173,7 @@ def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
 def described_errors(folder: Path) -> list[tuple[float, ArmError]]:
     """What ranks, and those who watch them, said of their failures, each with its moment in seconds, oldest first."""
     paths = sorted(folder.glob("error-rank*.json"), key=lambda path: path.lstat().st_mtime_ns)
-    said = [(path.lstat().st_mtime, _text(path)) for path in paths]
+    said = [(path.lstat().st_mtime, content(path)) for path in paths]
     return [(moment, ArmError.model_validate_json(text)) for moment, text in said if text]
 
 
@@ -189,7 +188,7 @@ def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
         return (telling or errors)[0]
     if status == 0:
         return ArmError(kind=ErrorKind.CRASH, message="the arm ended without finishing its record")
-    if KILLED.search(_text(folder / LOG).decode("utf-8", errors="replace")):
+    if KILLED.search(content(folder / LOG).decode("utf-8", errors="replace")):
         sizes = "batch_size, seq_len, hidden_size or vocab_size"
         return ArmError(
             kind=ErrorKind.OUT_OF_MEMORY,
@@ -197,27 +196,3 @@ def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
             f"world size ({spec.arm.world_size})",
         )
     return ArmError(kind=ErrorKind.CRASH, message=f"torchrun ended with status {status}; see the log")
-
-
-def _text(path: Path) -> bytes:
-    file = _opened(path)
-    if file is None:
-        return b""
-    with file:
-        return file.read()
-
-
-def _opened(path: Path) -> BinaryIO | None:
-    """A file of an arm's folder, if it is one.
-
-    What runs in the arm may have put something else there: a link that leads to what only the worker may read, which
-    would go into the log for all to see, or a pipe that nobody writes to.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        return None
-    return os.fdopen(descriptor, "rb")

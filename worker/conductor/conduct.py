@@ -116,7 +116,7 @@ class Conductor:
                     checkout=self._checkout,
                     limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
                     # On other hosts nobody says which devices are free: there an attempt has all of them, in turn.
-                    places=None if self._spread(claim) else self._places,
+                    places=None if claim.comparison.nodes > 1 else self._places,
                     kept=self._kept(claim, launcher),
                 )
                 if outcome.error is not None and outcome.error.kind is ErrorKind.HOST:
@@ -133,9 +133,6 @@ class Conductor:
             log.exception("%s: the conductor failed", claim.public_id)
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
-
-    def _spread(self, claim: Claim) -> bool:
-        return max(claim.comparison.reference.nodes, claim.comparison.candidate.nodes) > 1
 
     def _kept(self, claim: Claim, launcher: Launcher) -> KeptArms | None:
         if not isinstance(launcher, HasPlace):

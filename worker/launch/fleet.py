@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.contract import Arm, ArmError, ArmSpec, ErrorKind
+from worker.launch.files import append, content, replace
 from worker.launch.local import LocalLauncher
 from worker.launch.protocol import LOG, Launcher, RunningArm
 from worker.launch.rendezvous import Meeting, free_port
@@ -183,7 +184,7 @@ class FleetArm:
             self._collect_from(part)
 
     def _explain_meeting(self) -> None:
-        log = (self._folder / LOG).read_text(encoding="utf-8", errors="replace")
+        log = content(self._folder / LOG).decode("utf-8", errors="replace")
         where = f"{self._meeting.head}:{self._meeting.port}"
         if PORT_TAKEN.search(log):
             _write(self._folder, "head", ErrorKind.HOST, f"the hosts cannot meet at {where}: the port is in use")
@@ -193,8 +194,7 @@ class FleetArm:
 
     def _collect_from(self, part: Part) -> None:
         named = f"host {part.host} (node {part.node})"
-        with (self._folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(f"\n--- {named}, the last of its log ---\n{part.log.rstrip()}\n")
+        append(self._folder / LOG, f"\n--- {named}, the last of its log ---\n{part.log.rstrip()}\n")
         if part.lost is not None:
             _write(self._folder, f"node{part.node}", ErrorKind.HOST, f"{named} {part.lost}")
         elif part.node in self._first and not part.failures:
@@ -203,7 +203,7 @@ class FleetArm:
         for number, failure in enumerate(part.failures):
             error = failure.error.model_copy(update={"message": f"{named}: {failure.error.message}"})
             path = self._folder / f"error-rank-node{part.node}-{number}.json"
-            path.write_text(error.model_dump_json(), encoding="utf-8")
+            replace(path, error.model_dump_json())
             # The earliest is taken for the cause.
             os.utime(path, (failure.at, failure.at))
 
@@ -215,4 +215,4 @@ def _all_over(parts: Sequence[Part]) -> bool:
 def _write(folder: Path, who: str, kind: ErrorKind, message: str) -> None:
     """Beside what the ranks write, for the conductor to find."""
     error = ArmError(kind=kind, message=message)
-    (folder / f"error-rank-{who}.json").write_text(error.model_dump_json(), encoding="utf-8")
+    replace(folder / f"error-rank-{who}.json", error.model_dump_json())

@@ -9,7 +9,9 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from tests.namespaces import missing
 from tests.servers import Postgres
+from tests.worker.checkout.repository import Repository
 from tests.worker.fleet.house import FleetHouse, fleet_house, fleet_settings
+from tests.worker.opacus_sources import commit_changed_opacus
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +22,32 @@ def api(house: FleetHouse) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """The repository of Opacus that every host fetches from."""
+    return Repository(tmp_path_factory.mktemp("opacus") / "remote")
+
+
+@pytest.fixture(scope="module")
+def broken_opacus(repository: Repository) -> str:
+    """The sha of an Opacus that only the ranks of the second host cannot import."""
+    fails = 'import os\nassert os.environ.get("RANK") != "1", "rank 1 does not want to"\n'
+    found = "from .optimizer import DPOptimizer"
+    return commit_changed_opacus(repository, {"optimizers/__init__.py": [(found, fails + found)]})
+
+
+@pytest.fixture(scope="module")
 def house(
-    postgres: Postgres, postgres_template: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+    postgres: Postgres,
+    postgres_template: str,
+    redis_url: str,
+    repository: Repository,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FleetHouse]:
     if reason := missing():
         pytest.skip(reason)
     folder: Path = tmp_path_factory.mktemp("fleet")
     settings = fleet_settings(folder, postgres.create("fleet", postgres_template), redis_url)
+    settings = settings.model_copy(update={"opacus_remote": str(repository.folder)})
     with fleet_house(3, folder, settings) as built:
         yield built
     postgres.drop("fleet")

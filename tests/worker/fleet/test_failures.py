@@ -1,6 +1,7 @@
 """What takes minutes: three hosts, a cut link, a late host, ports that are taken, a cancel. `make fleet-test`."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,20 @@ def test_several_hosts_train_as_one_process_does(house: FleetHouse, api: TestCli
     assert [(agent.node, agent.exit_status) for agent in house.agents(public_id)] == [(n, 0) for n in range(1, nodes)]
     assert f"(node {nodes - 1}), the last of its log" in log_of(house, public_id)
     assert house.reservations() == {}
+
+
+def test_a_rank_that_fails_on_another_host_is_named_with_it(house: FleetHouse, broken_opacus: str) -> None:
+    comparison = over_hosts_first(2)
+    broken = comparison.reference.model_copy(update={"opacus": f"commit:{broken_opacus}"})
+    public_id = house.submit(comparison.model_copy(update={"reference": broken}))
+    until(lambda: house.row(public_id).status == "running")
+    done = house.finished(public_id)
+    (agent,) = house.agents(public_id)
+    assert done.verdict == Verdict.ERROR
+    assert re.search(r"reference \(flash_fsdp\): host host\d \(node 1\): .*rank 1 does not want to", done.error)
+    assert [arm.error["rank"] for arm in done.attempts[-1].arms if arm.error] == [1]
+    assert (len(done.attempts), agent.state, agent.exit_status) == (1, "ended", 1)
+    assert (house.reservations(), house.ranks()) == ({}, [])
 
 
 def test_a_link_that_is_cut_in_mid_run_ends_every_rank_and_frees_the_hosts(house: FleetHouse) -> None:

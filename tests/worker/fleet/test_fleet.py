@@ -10,7 +10,7 @@ from tests.worker.fleet.house import FleetHouse, over_hosts_first
 
 
 def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
-    public_id = house.submit(over_hosts_first(2, num_samples=600))
+    public_id = house.submit(over_hosts_first(2, num_samples=400))
     until(lambda: house.training(public_id), 120)
     _head, other = house.nodes()
     worker = house.workers[other - 1]
