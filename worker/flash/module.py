@@ -80,7 +80,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
 
     @property
     def input_precision(self) -> str:
-        """How the Triton kernels multiply float32: "ieee" or "tf32x3"."""
+        """How the Triton kernels multiply float32: "fp16x3", "tf32x3" or "ieee"."""
         return self.backend.input_precision
 
     @property

@@ -11,9 +11,16 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 
 
 def table(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """The rows as int64 on the device. Steps that are alike use the same addresses again, and so the same table."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    return _table(tuple(map(tuple, rows)), device, stream)
+    """The rows as int64 on the device. Steps that are alike use the same addresses again, and so the same table.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, whose replays would read addresses of this call.
+    """
+    if device.type != "cuda":
+        return _table(tuple(map(tuple, rows)), device, None)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a step of Flash Clipping cannot be captured in a CUDA graph: it reads tables of addresses")
+    return _table(tuple(map(tuple, rows)), device, torch.cuda.current_stream(device))
 
 
 @functools.lru_cache(maxsize=256)
