@@ -42,7 +42,8 @@ def _kubernetes(settings: Settings) -> Launcher:
             claim=settings.kubernetes_claim,
             mount=settings.kubernetes_mount,
             namespace=settings.kubernetes_namespace,
-            conductor=settings.kubernetes_pod_name or socket.gethostname(),
+            # It is a label too, which may have that many characters.
+            conductor=(settings.kubernetes_pod_name or socket.gethostname())[:63].strip("-._"),
             conductor_uid=settings.kubernetes_pod_uid,
             queue=settings.kubernetes_queue,
             topology=settings.kubernetes_topology,
