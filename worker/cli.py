@@ -18,7 +18,7 @@ from service.settings import get_settings
 from worker.conductor import ArmOutcome, Outcome, run_comparison
 from worker.conductor.arm import run_arm
 from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
-from worker.launch import LocalLauncher
+from worker.launch import LaunchError, LocalLauncher
 from worker.options import (
     arm_from,
     arm_options,
@@ -123,7 +123,10 @@ def worker() -> None:
     # Late: the service's own dependencies are not needed to compare without it.
     from worker.tasks import main  # noqa: PLC0415
 
-    main()
+    try:
+        main()
+    except LaunchError as fault:
+        raise Fault(str(fault)) from fault
 
 
 def _train(workload: Workload, arm: Arm, folder: Path, stop: threading.Event) -> ArmOutcome:

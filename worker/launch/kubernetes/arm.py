@@ -20,6 +20,9 @@ ERROR = "error-rank-cluster.json"
 # How long a watch goes on before the owner is looked at too.
 WATCH_SECONDS = 5
 RETRY_SECONDS = 1.0
+# How often files are looked at: each look asks the server of the volume.
+MIRROR_SECONDS = 1.0
+GONE_POLL_SECONDS = 0.2
 # How long after one failed node the others, and the cluster's words on them, are waited for.
 SETTLE_SECONDS = 10.0
 GONE_SECONDS = 60.0
@@ -33,6 +36,8 @@ class KubernetesArm:
         self._folder = folder
         self._end: End | None = None
         self._status: int | None = None
+        self._mirrored = 0.0
+        self._ran = False
         self._stopping = threading.Event()
         self._said = ""
         self._waiting_since: float | None = None
@@ -43,7 +48,9 @@ class KubernetesArm:
     def poll(self) -> int | None:
         if self._status is None:
             end = self._end
-            self._mirror.update(ended=end is not None)
+            if end is not None or time.monotonic() - self._mirrored > MIRROR_SECONDS:
+                self._mirror.update(ended=end is not None)
+                self._mirrored = time.monotonic()
             if self._mirror.full:
                 message = f"the arm wrote more than the limit of {self._options.disk / 2**20:,.0f} MiB"
                 end = End(1, ArmError(kind=ErrorKind.LIMIT, message=message))
@@ -56,21 +63,26 @@ class KubernetesArm:
 
     def stop(self) -> None:
         self._stopping.set()
-        deadline = time.monotonic() + GONE_SECONDS
-        gone = False
-        while not gone and time.monotonic() < deadline:
-            try:
-                self._cluster.delete(self._created)
-                gone = self._cluster.owner(self._created) is None and not self._cluster.pods(self._created)[0]
-            except FAULTS as fault:
-                log.warning("%s: not deleted yet: %s", self._created.job.name, said(fault))
-            if not gone:
-                time.sleep(RETRY_SECONDS / 4)
-        if not gone:
+        if not self._deleted():
             log.error("%s: still in the cluster after %g s", self._created.job.name, GONE_SECONDS)
         self._mirror.update(ended=True)
         self._mirror.remove()
         self._thread.join(WATCH_SECONDS + GRACE_SECONDS)
+
+    def _deleted(self) -> bool:
+        """Deletes the arm; whether it and its pods are gone in time."""
+        deadline, asked = time.monotonic() + GONE_SECONDS, False
+        while time.monotonic() < deadline:
+            try:
+                if not asked:
+                    self._cluster.delete(self._created)
+                    asked = True
+                if self._cluster.owner(self._created) is None and not self._cluster.pods(self._created)[0]:
+                    return True
+            except FAULTS as fault:
+                log.warning("%s: not deleted yet: %s", self._created.job.name, said(fault))
+            time.sleep(GONE_POLL_SECONDS)
+        return False
 
     def _follow(self) -> None:
         """Lists, then watches from there; lists again when the API server has forgotten or cannot be reached."""
@@ -113,7 +125,8 @@ class KubernetesArm:
         if has_failed(pods) and self._failing_since is None:
             self._failing_since = now
         settled = self._failing_since is not None and now - self._failing_since > SETTLE_SECONDS
-        self._end = end_of(owner, pods, nodes, settled)
+        self._ran = self._ran or any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
+        self._end = end_of(owner, pods, nodes, settled=settled, ran=self._ran)
         if self._end is None and owner is not None:
             event = None if len(pods) == nodes and _all_started(pods) else self._cluster.warning(self._created)
             self._wait(waiting_for(owner, pods, nodes, event), now)

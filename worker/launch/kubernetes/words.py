@@ -37,11 +37,13 @@ class Waiting:
     hopeless: bool = False
 
 
-def end_of(owner: Document | None, pods: list[Document], nodes: int, settled: bool) -> End | None:
+def end_of(
+    owner: Document | None, pods: list[Document], nodes: int, *, settled: bool = False, ran: bool = False
+) -> End | None:
     """The end of the arm whose JobSet or Job is `owner`, or nothing while it runs.
 
     When one node fails, the others fail with it, and the cluster's words on who was first can come late: unless
-    `settled`, a failure counts when all pods have ended.
+    `settled`, a failure counts when all pods have ended. One that `ran` and is in the queue again would begin anew.
     """
     ended = [pod for pod in pods if _phase(pod) in ("Failed", "Succeeded")]
     if len(ended) == nodes and all(_phase(pod) == "Succeeded" for pod in ended):
@@ -57,6 +59,8 @@ def end_of(owner: Document | None, pods: list[Document], nodes: int, settled: bo
         return End(1, _owner_error(failed))
     if owner is None:
         return End(1, ArmError(kind=ErrorKind.CRASH, message="somebody deleted the arm from the cluster"))
+    if ran and owner.get("spec", {}).get("suspend"):
+        return End(1, ArmError(kind=ErrorKind.DEVICE, message="the arm was taken away: the cluster queued it again"))
     return End(0) if _condition(owner, "Completed") or _condition(owner, "Complete") else None
 
 

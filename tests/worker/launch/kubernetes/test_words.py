@@ -52,7 +52,7 @@ PREEMPTED = pod(phase="Running", conditions=condition("DisruptionTarget", "Preem
     ids=["out of memory", "evicted", "deadline", "drained", "preempted"],
 )
 def test_what_the_cluster_did_to_a_pod_is_said(pods, kind, words):
-    end = end_of(OWNER, pods, 2, settled=False)
+    end = end_of(OWNER, pods, 2)
     assert end.status == 1
     assert end.error.kind is kind
     assert all(word in end.error.message for word in words)
@@ -61,16 +61,22 @@ def test_what_the_cluster_did_to_a_pod_is_said(pods, kind, words):
 def test_a_node_that_others_pulled_down_does_not_hide_who_was_first():
     victim = ended(1, 1)
     assert has_failed([RUNNING, victim])
-    assert end_of(OWNER, [pod(0, phase="Running"), victim], 2, settled=False) is None
-    assert end_of(OWNER, [ended(0, 137, "OOMKilled"), victim], 2, settled=False).error.kind is ErrorKind.OUT_OF_MEMORY
+    assert end_of(OWNER, [pod(0, phase="Running"), victim], 2) is None
+    assert end_of(OWNER, [ended(0, 137, "OOMKilled"), victim], 2).error.kind is ErrorKind.OUT_OF_MEMORY
     # Of an arm that failed by itself its ranks have written why.
     settled = end_of(OWNER, [pod(0, phase="Running"), victim], 2, settled=True)
     assert (settled.status, settled.error) == (1, None)
 
 
+def test_an_arm_that_ran_and_is_queued_again_has_ended():
+    suspended = {"spec": {"suspend": True}}
+    assert end_of(suspended, [], 2) is None
+    assert "queued it again" in end_of(suspended, [], 2, ran=True).error.message
+
+
 def test_success_needs_every_node():
-    assert end_of(OWNER, [ended(0, 0, "Completed"), RUNNING], 2, settled=False) is None
-    assert end_of(OWNER, [ended(0, 0, "Completed"), ended(1, 0, "Completed")], 2, settled=False).status == 0
+    assert end_of(OWNER, [ended(0, 0, "Completed"), RUNNING], 2) is None
+    assert end_of(OWNER, [ended(0, 0, "Completed"), ended(1, 0, "Completed")], 2).status == 0
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_success_needs_every_node():
     ids=["JobSet done", "Job done", "deadline", "JobSet failed", "deleted"],
 )
 def test_the_owner_tells_where_no_pod_is_left_to(owner, status, kind):
-    end = end_of(owner, [], 2, settled=False)
+    end = end_of(owner, [], 2)
     assert end.status == status
     assert (end.error.kind if end.error else None) is kind
 
