@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     comparison_seconds: float = Field(12 * 3600, gt=0, description="An attempt that takes longer is ended: error")
     max_attempts: int = Field(3, ge=1, description="Attempts that may be lost before the verdict is error")
     worker_concurrency: int = Field(1, ge=1, description="Comparisons that one worker conducts at a time")
+    cpu_slots: int = Field(
+        0,
+        ge=0,
+        description="Ranks that a worker trains on its CPU at a time, each with its share of the cores; 0: four for "
+        "each comparison that it conducts at a time, but no more than it has cores",
+    )
     max_log_chars: int = Field(
         1_000_000, ge=1_000, description="Characters of log kept per attempt, half of it its end"
     )

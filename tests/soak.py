@@ -50,9 +50,12 @@ def draw(seed: int, device: Device, ranks: int) -> Comparison:
         if dtype == "bf16_pure":
             # Modes round bfloat16 parameters' gradients differently; a mode at two world sizes must not.
             modes = [mode]
+    exact, repeat = dice.random() < 0.2, dice.random() < 0.1
+    # Opacus adds gradients of embeddings up with atomics there, in another order each time.
+    repeat = repeat and (device is Device.CPU or arms[1].mode.flash)
     return Comparison(
         name=f"seed {seed}", workload=workload, reference=arms[0], candidate=arms[1], oracle_steps=100,
-        exact=dice.random() < 0.2, repeat=dice.random() < 0.1,
+        exact=exact, repeat=repeat,
     )  # fmt: skip
 
 

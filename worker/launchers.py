@@ -5,8 +5,8 @@ from worker.launch import Isolation, Launcher, Limits, LocalLauncher
 from worker.launch.container import ContainerLauncher
 
 
-def make_launcher(settings: Settings) -> Launcher:
-    """Where this worker's arms run.
+def make_launcher(settings: Settings, threads: int | None = None) -> Launcher:
+    """Where this worker's arms run, with so many CPU threads for each rank.
 
     Raises:
         LaunchError: the container engine does not answer, or has no such image.
@@ -18,6 +18,8 @@ def make_launcher(settings: Settings) -> Launcher:
     )
     match settings.launcher:
         case "local":
-            return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits)
+            return LocalLauncher(isolation=Isolation(settings.isolation), limits=limits, threads=threads)
         case "container":
-            return ContainerLauncher(settings.container_image, limits=limits, engine=settings.container_engine)
+            return ContainerLauncher(
+                settings.container_image, limits=limits, engine=settings.container_engine, threads=threads
+            )

@@ -11,6 +11,7 @@ from service.store import Database
 from service.telemetry import bound, configure_logging, span, start_tracing
 from worker.conductor.conduct import Conductor
 from worker.launch import Launcher
+from worker.launch.devices import Devices, cores, default_slots
 from worker.launchers import make_launcher
 
 
@@ -19,7 +20,9 @@ def main(launcher: Launcher | None = None) -> None:
     settings = get_settings()
     app = make_celery(settings)
     database, artifacts = Database(settings.database), ArtifactFolder(settings)
-    conductor = Conductor(database, artifacts, settings, launcher or make_launcher(settings))
+    slots = settings.cpu_slots or default_slots(settings.worker_concurrency)
+    launcher = launcher or make_launcher(settings, threads=max(1, cores() // slots))
+    conductor = Conductor(database, artifacts, settings, launcher, Devices(slots))
 
     @app.task(name=LOOK)
     def look(public_id: str) -> None:

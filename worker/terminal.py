@@ -40,16 +40,16 @@ class ProgressObserver:
 
     def phase(self, phase: str) -> None:
         if phase in self._labels:
-            self._tasks[phase] = self._bars.add_task(self._labels[phase], total=None, loss="–")
+            self._bar(phase)
         if not self._console.is_terminal:
             self._console.print(self._labels.get(phase, phase))
 
     def started(self, role: str, start: ArmStart) -> None:
         self._totals[role] = start.num_steps
-        self._bars.update(self._tasks[role], total=start.num_steps)
+        self._bars.update(self._bar(role), total=start.num_steps)
 
     def step(self, role: str, step: StepRecord) -> None:
-        self._bars.update(self._tasks[role], completed=step.step, loss=f"{step.loss:.4f}")
+        self._bars.update(self._bar(role), completed=step.step, loss=f"{step.loss:.4f}")
         total = self._totals[role]
         if (
             not self._console.is_terminal
@@ -59,6 +59,11 @@ class ProgressObserver:
 
     def log(self, role: str, text: str) -> None:
         """Logs stay in their files."""
+
+    def _bar(self, role: str) -> TaskID:
+        if role not in self._tasks:
+            self._tasks[role] = self._bars.add_task(self._labels[role], total=None, loss="–")
+        return self._tasks[role]
 
 
 def stderr_console() -> Console:

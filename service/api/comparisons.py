@@ -99,12 +99,13 @@ def cancel(public_id: str, context: HasContext) -> ComparisonSummary:
 def rerun(
     public_id: str, context: HasContext, response: Response, idempotency_key: IdempotencyKey = None
 ) -> ComparisonSummary:
-    """Queues a new comparison with the same document."""
+    """Queues a new comparison with the same document, all of whose arms are run."""
     with context.database.read() as session:
         row = ComparisonRepository(session).get(public_id)
     if row is None:
         raise not_found(public_id)
-    return _submit(context, response, Comparison.model_validate(row.document), row, idempotency_key)
+    comparison = Comparison.model_validate(row.document).model_copy(update={"reuse": False})
+    return _submit(context, response, comparison, row, idempotency_key)
 
 
 def _submit(

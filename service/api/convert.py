@@ -115,7 +115,13 @@ def _attempt(attempt: AttemptRow) -> AttemptAnswer:
         error=attempt.error,
         arms=[
             ArmAnswer(
-                role=arm.role, step=arm.step, num_steps=arm.num_steps, start=arm.start, end=arm.end, error=arm.error
+                role=arm.role,
+                step=arm.step,
+                num_steps=arm.num_steps,
+                start=arm.start,
+                end=arm.end,
+                error=arm.error,
+                reused_from=arm.reused_from,
             )
             for arm in attempt.arms
         ],

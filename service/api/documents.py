@@ -68,6 +68,10 @@ class ArmAnswer(Answer):
     start: dict[str, Any] | None
     end: dict[str, Any] | None
     error: dict[str, Any] | None
+    reused_from: str | None = Field(
+        description="The comparison and the number of its attempt that ran this arm, `<id>/<number>`, if it was not "
+        "run for this one"
+    )
 
 
 class AttemptAnswer(Answer):

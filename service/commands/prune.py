@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from service.artifacts import ArtifactFolder
+from service.artifacts import ARMS, ArtifactFolder
 from service.settings import get_settings
 from service.store import Database, PruneRepository, now
 
@@ -16,10 +16,11 @@ BATCH = 200
 @click.option("--older-than", type=click.FloatRange(min=0), required=True, metavar="DAYS", help="Since it finished.")
 @click.option(
     "--what",
-    type=click.Choice(["comparisons", "artifacts", "logs"]),
+    type=click.Choice(["comparisons", "artifacts", "arms", "logs"]),
     default="comparisons",
     show_default=True,
-    help="comparisons: with all that belongs to them; the others leave verdicts, gates and series.",
+    help="comparisons: with all that belongs to them; the others leave verdicts, gates and series. artifacts: all "
+    "files; arms: those alone that finished arms are reused from.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
 def prune(older_than: float, what: str, dry_run: bool) -> None:
@@ -29,16 +30,20 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
     with database.read() as session:
         before = now(session) - timedelta(days=older_than)
         old = PruneRepository(session, before).count()
+    arms = artifacts.modified_before(before, ARMS) if what != "logs" else []
     comparisons = old.comparisons if what == "comparisons" else 0
-    files = old.artifacts if what != "logs" else 0
-    chunks = old.log_chunks if what != "artifacts" else 0
-    words = f"{comparisons} comparisons, {files} artifacts and {chunks} pieces of log from before {before:%F %T} UTC"
+    files = old.artifacts if what in ("comparisons", "artifacts") else 0
+    chunks = old.log_chunks if what in ("comparisons", "logs") else 0
+    counted = f"{comparisons} comparisons, {files} artifacts and {chunks} pieces of log"
+    words = f"{counted} from before {before:%F %T} UTC, and {len(arms)} finished arms"
     if dry_run:
         click.echo(f"would forget {words}")
         return
-    if what != "logs":
+    for uri in arms:
+        artifacts.delete(uri)
+    if what in ("comparisons", "artifacts"):
         _artifacts(database, artifacts, before)
-    if what != "artifacts":
+    if what in ("comparisons", "logs"):
         _in_batches(database, before, lambda old: old.forget_logs(BATCH))
     if what == "comparisons":
         _in_batches(database, before, lambda old: old.forget_comparisons(BATCH))

@@ -37,6 +37,7 @@ POLL_SECONDS = 0.5
     show_envvar=True,
     help="Token, where one is asked for. On the command line others of this machine see it.",
 )
+@click.option("--no-reuse", is_flag=True, help="Run every arm, also those that finished before with the same content.")
 @click.option("--idempotency-key", help="Repeating a submit with the same key returns the first one's comparison.")
 @click.option("--wait", is_flag=True, help="Wait for the verdict and print it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
@@ -47,6 +48,7 @@ def submit(
     suite_name: str | None,
     server: str | None,
     token: str | None,
+    no_reuse: bool,
     idempotency_key: str | None,
     wait: bool,
     as_json: bool,
@@ -55,9 +57,11 @@ def submit(
     settings = get_settings()
     address = server or f"http://{settings.host}:{settings.port}"
     client = Client(address, token)
+    if no_reuse:
+        changes = (*changes, "reuse=false")
     if suite_name is not None:
         if file or name or idempotency_key or wait:
-            raise click.UsageError("--suite goes with --set, --server and --json alone")
+            raise click.UsageError("--suite goes with --set, --no-reuse, --server and --json alone")
         _submit_suite(client, suite_name, changes, as_json)
         return
     document = _read(file)
@@ -160,6 +164,9 @@ def _print_result(answer: dict[str, Any]) -> None:
             first = "" if gate["first_step"] is None else str(gate["first_step"])
             table.add_row(gate["metric"], observed, f"{float(gate['limit']):.3g}", first, outcome)
         console.print(table)
+    for arm in answer["attempts"][-1]["arms"] if answer["attempts"] else []:
+        if arm["reused_from"]:
+            console.print(f"{arm['role']}: not run, reused from {arm['reused_from']}", highlight=False)
     console.print(f"Verdict: [bold]{answer['verdict']}[/bold]", highlight=False)
     if answer["error"]:
         console.print(answer["error"], markup=False, highlight=False)

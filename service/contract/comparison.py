@@ -49,6 +49,11 @@ class Comparison(Document):
     exact: bool = Field(False, description="Compare whole tensors instead of fingerprints; for small models")
     bitwise: bool = Field(False, description="Every limit is 0 and tensors are compared whole")
     repeat: bool = Field(False, description="Run the candidate twice; the two runs must agree bit by bit")
+    reuse: bool = Field(
+        True,
+        description="Take an arm that finished before with the same content, software and hardware in place of running "
+        "it again; not part of the definition",
+    )
 
     @model_validator(mode="after")
     def _arms_are_comparable(self) -> "Comparison":
@@ -78,7 +83,7 @@ class Comparison(Document):
 
     @property
     def definition(self) -> str:
-        """A hash (64 hex digits) of everything but the name: equal definitions share one history."""
-        document = self.model_dump(mode="json", exclude={"name", "tolerances"})
+        """A hash (64 hex digits) of everything but name and reuse: equal definitions share one history."""
+        document = self.model_dump(mode="json", exclude={"name", "tolerances", "reuse"})
         document["limits"] = self.limits.model_dump(mode="json")
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

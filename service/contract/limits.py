@@ -54,9 +54,9 @@ DEFAULTS = {
 # allowed but with this probability, for each parameter and step.
 GRADIENT_ERROR, FLIPPED = 1 / 5, 1e-8
 
-# By how many times the relative distance of the parameters before a step its gradients may be apart, beyond their
-# limit. Needed where Adam had flipped elements (σ = 0, learning rate 1e-2, seed 5035 of the soak): 7 on a CPU and 8 on
-# an H200.
+# By how many times the relative distance of the parameters before a step its gradients and their norms may be apart,
+# beyond their limit. Needed where Adam had flipped elements (σ = 0, learning rate 1e-2, seed 5035 of the soak): 7 on a
+# CPU and 8 on an H200.
 DRIFT = 30.0
 
 # By how many times as much as a plain float32 loop an arm may be off the float64 one. Where attention is saturated (the

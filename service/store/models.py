@@ -132,6 +132,8 @@ class ArmRow(Base):
     start: Mapped[dict[str, Any] | None] = mapped_column(Json)
     end: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # `<public id>/<attempt number>`, which may be forgotten before this arm is.
+    reused_from: Mapped[str | None] = mapped_column(String(50))
     # One list over the steps per metric. The per-sample norms are apart: they are many, and pages do without.
     series: Mapped[dict[str, list[Any]] | None] = mapped_column(Json, deferred=True)
     grad_norms: Mapped[list[Any] | None] = mapped_column(Json, deferred=True)

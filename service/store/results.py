@@ -20,10 +20,11 @@ METRICS = tuple(name for name in StepRecord.model_fields if name not in NO_SERIE
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What an arm recorded, and why it ended early if it did."""
+    """What an arm recorded, why it ended early if it did, and which attempt ran it if it was not this one."""
 
     record: ArmRecord
     error: ArmError | None = None
+    reused_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def _write_arm(row: ArmRow, arm: ArmResult) -> None:
     row.start = as_json(record.start.model_copy(update={"parameters": None})) if record.start else None
     row.end = as_json(record.end) if record.end else None
     row.error = as_json(arm.error) if arm.error else None
+    row.reused_from = arm.reused_from
     row.series = series_of(record)
     norms = [None if step.grad_norms is None else [_plain(norm) for norm in step.grad_norms] for step in record.steps]
     row.grad_norms = norms if any(norm is not None for norm in norms) else None

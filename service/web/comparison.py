@@ -73,6 +73,7 @@ def _arms(shown: ComparisonDetail) -> list[dict[str, Any]]:
                 "start": start,
                 "end": (record.end if record else None) or {},
                 "error": record.error if record else None,
+                "reused_from": record.reused_from if record else None,
             }
         )
     return arms

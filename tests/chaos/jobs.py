@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from service.contract import Comparison, Mode
+from service.contract import Comparison, Dtype, Mode
 from tests.service.documents import tiny
 
 # What an arm does, by the last digit of its seed; most jobs pass.
@@ -41,9 +41,12 @@ def _job(number: int, digit: int, rng: random.Random, source: str) -> Job:
     comparison = tiny(
         name, reference=Mode.NONE, candidate=Mode.NONE, seed=number * len(PLANS) + digit, num_samples=STEPS * BATCH
     )
+    # Arms that are alike in all would be reused in each other's place, and these play what their role says.
+    changes: dict[str, object] = {"dtype": Dtype.BF16}
     if rng.random() < 1 / 8:
-        candidate = comparison.candidate.model_copy(update={"opacus": f"path:{source}"})
-        comparison = comparison.model_copy(update={"candidate": candidate})
+        changes["opacus"] = f"path:{source}"
+    candidate = comparison.candidate.model_copy(update=changes)
+    comparison = comparison.model_copy(update={"candidate": candidate})
     cancelled = plan == "endless" or (plan != "poison" and rng.random() < 0.05)
     verdict = {"endless": "cancelled", "poison": "error"}.get(plan, plan)
     return Job(name, comparison, verdict, rng.uniform(0, 6) if cancelled else None)

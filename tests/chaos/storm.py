@@ -13,7 +13,7 @@ from tests.chaos.client import post
 from tests.chaos.house import WORKERS, House
 from tests.chaos.jobs import Job
 
-PHASES = ("claimed", "checkout", "reference", "candidate", "judging", "recording")
+PHASES = ("claimed", "checkout", "reference", "candidate", "2 arms side by side", "judging", "recording")
 PHASE_SECONDS = 6.0
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.contract import ArmSpec
@@ -21,7 +22,9 @@ ENDLESS_SECONDS = 600.0
 class ReplayLauncher(LocalLauncher):
     """Starts `arm.py` where the local launcher starts torchrun, and ends it as that does."""
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPEC).write_text(spec.model_dump_json())
         planned, seed = plan_of(spec.workload.seed), spec.workload.seed

@@ -104,6 +104,6 @@ def result(verdict: Verdict = Verdict.FAILED) -> AttemptResult:
                 message="loss is NaN\x00",
             )
         ],
-        arms={"reference": ArmResult(record), "candidate": ArmResult(ArmRecord())},
+        arms={"reference": ArmResult(record, reused_from="cmp_earlier/2"), "candidate": ArmResult(ArmRecord())},
         artifacts=[Artifact("loss.png", "image/png", "attempts/1/loss.png", 3)],
     )

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Protocol
@@ -18,7 +18,7 @@ from worker.launch import Launcher, LaunchError
 from worker.launch.protocol import LOG
 from worker.source import describe_source
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 
 Line = ArmStart | StepRecord | ArmEnd
 _line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
@@ -26,7 +26,7 @@ KILLED = re.compile(r"exitcode\s*:\s*-9\b")
 
 
 class Observer(Protocol):
-    """Told what happens while it happens, from the conducting thread."""
+    """Told what happens while it happens, from a thread for each arm that runs."""
 
     def phase(self, phase: str) -> None: ...
 
@@ -43,13 +43,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """One arm as it ended. `error` is None exactly when it ran to its end."""
+    """One arm as it ended. `error` is None exactly when it ran to its end.
+
+    `reused_from` names the attempt (`<comparison>/<number>`) that ran it, where it was not run for this comparison.
+    """
 
     role: str
     spec: ArmSpec
     record: ArmRecord
     error: ArmError | None
     folder: Path
+    reused_from: str | None = None
 
 
 class Tail:
@@ -105,8 +109,9 @@ def run_arm(
     stop: threading.Event,
     source: Source | None = None,
     limits: Limits = UNLIMITED,
+    devices: Sequence[int] | None = None,
 ) -> ArmOutcome:
-    """Start the arm, report its progress, and read its record and error when it has ended.
+    """Start the arm on `devices`, report its progress, and read its record and error when it has ended.
 
     An arm that imported another Opacus than its `source` has failed, and so has one that passed a limit.
 
@@ -114,7 +119,7 @@ def run_arm(
         Stopped: `stop` was set.
     """
     try:
-        running = launcher.start(spec, folder, source.folder if source else None)
+        running = launcher.start(spec, folder, source.folder if source else None, devices=devices)
     except LaunchError as fault:
         return ArmOutcome(role, spec, ArmRecord(), ArmError(kind=ErrorKind.DEVICE, message=str(fault)), folder)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)

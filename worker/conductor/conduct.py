@@ -13,11 +13,14 @@ from service.settings import Settings
 from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, now, one_line
 from service.telemetry import bound, span
 from worker.conductor.folder import attempt_folder
+from worker.conductor.kept import KeptArms
 from worker.conductor.lease import Lease, Reason
 from worker.conductor.limits import Limits
 from worker.conductor.prepare import make_checkout
 from worker.conductor.run import Outcome, Stopped, run_comparison
 from worker.launch import Launcher
+from worker.launch.devices import Places
+from worker.launch.place import HasPlace
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +30,17 @@ MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 class Conductor:
     """Conducts comparisons, one in each thread that calls `conduct`."""
 
-    def __init__(self, database: Database, artifacts: ArtifactFolder, settings: Settings, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        database: Database,
+        artifacts: ArtifactFolder,
+        settings: Settings,
+        launcher: Launcher,
+        places: Places | None = None,
+    ) -> None:
+        """Comparisons share `places`; without them each runs its arms one after another."""
         self._database, self._artifacts, self._settings, self._launcher = database, artifacts, settings, launcher
+        self._places = places
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
@@ -86,6 +98,8 @@ class Conductor:
                     stop=lease.stop,
                     checkout=self._checkout,
                     limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
+                    places=self._places,
+                    kept=self._kept(claim),
                 )
                 with span("store artifacts"):
                     result = self._result(claim, outcome)
@@ -98,6 +112,11 @@ class Conductor:
             log.exception("%s: the conductor failed", claim.public_id)
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
+
+    def _kept(self, claim: Claim) -> KeptArms | None:
+        if not isinstance(self._launcher, HasPlace):
+            return None
+        return KeptArms(self._artifacts, self._launcher, f"{claim.public_id}/{claim.number}")
 
     def _stopped(self, reason: Reason | None) -> AttemptResult:
         if reason is Reason.TIME_LIMIT:
@@ -130,7 +149,7 @@ class Conductor:
             error=error,
             gates=outcome.judgement.gates if outcome.judgement else [],
             findings=outcome.judgement.findings if outcome.judgement else [],
-            arms={role: ArmResult(arm.record, arm.error) for role, arm in outcome.arms.items()},
+            arms={role: ArmResult(arm.record, arm.error, arm.reused_from) for role, arm in outcome.arms.items()},
             artifacts=artifacts,
         )
 

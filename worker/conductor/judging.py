@@ -1,13 +1,14 @@
-"""Judges and draws in a process of its own, which ends when it is told to.
+"""Judges and draws: in a process of its own, which ends when it is told to, or in this one.
 
 Judging is numbers without a pause: in a thread it could not be stopped, and would hold up the lease's. A process
-takes what a record does to it with it: one that is too large for the memory ends the judge, not the worker.
+takes what a record does to it with it: one that is too large for the memory ends the judge, not the worker. Suites
+judge here: their records are small, and hundreds of processes cost more than their judging.
 """
 
 import multiprocessing
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +23,10 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["worker.judge"])
 
 
+Drawn = tuple[Judgement, list[Path]]
+Judge = Callable[[Comparison, Mapping[str, ArmRecord], Path | None, threading.Event], Drawn]
+
+
 class JudgingFailed(Exception):
     """The judge raised something, or was killed. One line."""
 
@@ -33,7 +38,7 @@ def prepare_to_judge() -> None:
 
 def judge_apart(
     comparison: Comparison, records: Mapping[str, ArmRecord], plots: Path | None, stop: threading.Event
-) -> tuple[Judgement, list[Path]]:
+) -> Drawn:
     """The judgement of the arms' records, and the plots of both arms drawn into the folder `plots` if it is given.
 
     Raises:
@@ -62,13 +67,20 @@ def judge_apart(
     return judgement, drawn
 
 
+def judge_here(
+    comparison: Comparison, records: Mapping[str, ArmRecord], plots: Path | None, stop: threading.Event
+) -> Drawn:
+    """As `judge_apart`, in this thread: what the judge raises is raised, and `stop` is not looked at."""
+    judgement = judge(comparison, **records)
+    drawn = [] if plots is None else draw(comparison, records["reference"], records["candidate"], plots)
+    return judgement, drawn
+
+
 def _judge(answer: Connection, comparison: Comparison, records: dict[str, ArmRecord], plots: Path | None) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        judgement = judge(comparison, **records)
-        drawn = [] if plots is None else draw(comparison, records["reference"], records["candidate"], plots)
-        answer.send((judgement, drawn))
+        answer.send(judge_here(comparison, records, plots, threading.Event()))
     except Exception as fault:
         answer.send(f"{type(fault).__name__}: {fault}")
         raise

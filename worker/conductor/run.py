@@ -8,11 +8,14 @@ from service.contract import Arm, ArmError, ArmSpec, Comparison, Dtype, Judgemen
 from service.settings import get_settings
 from service.telemetry import span
 from worker.checkout import Checkout
-from worker.conductor.arm import ArmOutcome, Observer, Stopped, run_arm
-from worker.conductor.judging import judge_apart, prepare_to_judge
+from worker.conductor.arm import ArmOutcome, Observer, Stopped
+from worker.conductor.arms import ArmRunner, Task
+from worker.conductor.judging import Judge, judge_apart, prepare_to_judge
+from worker.conductor.kept import KeptArms
 from worker.conductor.limits import UNLIMITED, Limits
 from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
 from worker.launch import Launcher
+from worker.launch.devices import Places
 
 __all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]
 
@@ -38,6 +41,9 @@ def run_comparison(
     plots: bool = True,
     checkout: Checkout | None = None,
     limits: Limits = UNLIMITED,
+    judge: Judge = judge_apart,
+    places: Places | None = None,
+    kept: KeptArms | None = None,
 ) -> Outcome:
     """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
 
@@ -45,6 +51,8 @@ def run_comparison(
     privacy, and with dropout, whose masks no two modes share. `repeat` is the candidate once more, when asked for.
     The oracle has the installed Opacus, whose accountant is all it takes from it. A fault of an arm is an `Outcome`,
     never an exception. Without a `checkout` the settings of this process say where Opacus sources come from.
+    Arms run side by side as far as `places` has room, without them one after another; those that are `kept` are not run
+    if the comparison allows it. The first that fails ends the others.
 
     Raises:
         Stopped: `stop` was set; every process has been ended.
@@ -59,28 +67,18 @@ def run_comparison(
     specs = {role: _resolved(launcher, spec) for role, spec in specs_of(shown).items()}
     sources = {role: ready.source for role, ready in prepared.items()}
     sources["repeat"] = sources["candidate"]
-    arms: dict[str, ArmOutcome] = {}
-    prepare_to_judge()
-    for role, spec in specs.items():
-        observer.phase(role)
-        with span("arm", role=role, mode=spec.arm.mode):
-            outcome = run_arm(
-                role,
-                spec,
-                folder / role,
-                launcher=launcher,
-                observer=observer,
-                stop=stop,
-                source=sources.get(role),
-                limits=limits,
-            )
-        arms[role] = outcome
-        if outcome.error is not None:
-            return _failed(arms, outcome.error, role, spec.arm)
+    if judge is judge_apart:
+        prepare_to_judge()
+    tasks = [Task(role, spec, sources.get(role), folder / role, comparison.reuse) for role, spec in specs.items()]
+    runner = ArmRunner(launcher=launcher, observer=observer, stop=stop, limits=limits, places=places, kept=kept)
+    arms, failed = runner.run(tasks)
+    if failed is not None:
+        assert failed.error is not None
+        return _failed(arms, failed.error, failed.role, failed.spec.arm)
     observer.phase("judging")
     records = {role: outcome.record for role, outcome in arms.items()}
     with span("judge"):
-        judgement, drawn = judge_apart(shown, records, folder / "plots" if plots else None, stop)
+        judgement, drawn = judge(shown, records, folder / "plots" if plots else None, stop)
     return Outcome(judgement.verdict, judgement, arms, None, drawn)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.contract import Arm, ArmStart, Comparison, Device, StepRecord, Suite, Verdict
+from worker.conductor.judging import judge_here
 from worker.conductor.run import Outcome, run_comparison
 from worker.launch import Launcher
 from worker.launch.shared import SharedArms
@@ -80,7 +81,9 @@ def run_member(
 ) -> Result:
     """Run one comparison of a suite."""
     start = time.perf_counter()
-    outcome = run_comparison(comparison, folder, launcher=launcher, observer=Silent(), stop=stop, plots=plots)
+    outcome = run_comparison(
+        comparison, folder, launcher=launcher, observer=Silent(), stop=stop, plots=plots, judge=judge_here
+    )
     return Result(comparison, outcome, time.perf_counter() - start, folder)
 
 

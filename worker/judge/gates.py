@@ -28,12 +28,12 @@ class Metric:
 
 # In the order in which a step computes them.
 COMPARED = (
-    Metric("loss", numbers("loss"), "loss"),
-    Metric("grad_norms", numbers("grad_norms", least=1.0), "grad_norm", always=False),
+    Metric("loss", numbers("loss"), "loss", drifts=True),
+    Metric("grad_norms", numbers("grad_norms", least=1.0), "grad_norm", always=False, drifts=True),
     Metric("clip_factors", clip_factors, "sample", always=False, drifts=True),
-    Metric("grad_norm_mean", numbers("grad_norm_mean", least=1.0), "grad_norm", always=False),
-    Metric("grad_norm_max", numbers("grad_norm_max", least=1.0), "grad_norm", always=False),
-    Metric("clipped_grad_norm", numbers("clipped_grad_norm", least=1.0), "grad_norm"),
+    Metric("grad_norm_mean", numbers("grad_norm_mean", least=1.0), "grad_norm", always=False, drifts=True),
+    Metric("grad_norm_max", numbers("grad_norm_max", least=1.0), "grad_norm", always=False, drifts=True),
+    Metric("clipped_grad_norm", numbers("clipped_grad_norm", least=1.0), "grad_norm", drifts=True),
     Metric("clipped_grad", clipped_grads, "gradient", drifts=True),
     Metric("noise", noises, "noise", always=False),
     Metric("parameter_norm", numbers("parameter_norm"), "parameter_norm"),

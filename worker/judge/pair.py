@@ -76,11 +76,13 @@ class Pair:
         return {name: prod(start.shape) for parameters in starts for name, start in parameters.items()}
 
     def allowed(self, step: int, kind: str, limit: float) -> float:
-        """The limit at `step` of what follows from parameters and is of a `kind` of limit, "sample" or "gradient".
+        """The limit at `step` of what follows from parameters; `kind` is a field of `Limits` or `Tolerances`.
 
         At least ROUNDINGS × what rounding to float32 does to a plain loop there, and what parameters that are
-        apart before the step leave.
+        apart before the step leave: of a loss, to first order, the norm of its gradient × their distance.
         """
+        if kind == "loss":
+            return limit + self._slope(step) * self._apart(step)[0]
         roundings = max(ROUNDINGS[arm.dtype] for arm in self.arms)
         return max(limit, roundings * self._rounding(step, kind)) + self._drift(step)
 
@@ -89,8 +91,8 @@ class Pair:
         exact = by_step(self.oracle).get(step) if self.oracle else None
         if exact is None:
             return 0.0
-        if kind == "sample":
-            return exact.sample_rounding or 0.0
+        if kind != "gradient":
+            return (exact.sample_rounding or 0.0) if kind == "sample" else 0.0
         parameters = parameters_of(exact)
         whole = math.hypot(*(parameter.clipped_grad.norm for parameter in parameters.values()))
         shares = (
@@ -99,19 +101,30 @@ class Pair:
         )
         return max(shares, default=0.0)
 
+    def _slope(self, step: int) -> float:
+        """At least the norm of the mean loss's gradient at `step`: the mean of its samples' norms; 0 if not known."""
+        steps = (by_step(record).get(step) for record in (self.ours, self.theirs))
+        norms = [found.grad_norm_mean for found in steps if found and found.grad_norm_mean is not None]
+        return max((norm for norm in norms if math.isfinite(norm)), default=0.0)
+
     def _drift(self, step: int) -> float:
-        """DRIFT × the relative distance of the parameters before `step`.
+        """DRIFT × the relative distance of the parameters before `step`."""
+        apart, whole = self._apart(step)
+        return DRIFT * apart / whole if whole > 0 else 0.0
+
+    def _apart(self, step: int) -> tuple[float, float]:
+        """The distance of the parameters before `step` and their norm; zeros where they are not known.
 
         Adam steps by the sign of each element, so one whose gradient is only rounding may go either way, and from
         then on the arms train slightly different models.
         """
         before = next(((ours, theirs) for number, ours, theirs in self.shared if number == step - 1), None)
         if before is None:
-            return 0.0
+            return 0.0, 0.0
         ours, theirs = (parameters_of(side) for side in before)
         apart = math.hypot(*(distance(ours[name].value, theirs[name].value) for name in ours.keys() & theirs.keys()))
         whole = math.hypot(*(parameter.value.norm for parameter in ours.values()))
-        return DRIFT * apart / whole if math.isfinite(apart) and whole > 0 else 0.0
+        return (apart, whole) if math.isfinite(apart) else (0.0, 0.0)
 
     def share(self, name: str) -> float:
         """The part of the model's elements that lie in a parameter."""

@@ -1,10 +1,10 @@
 """What launchers share: the arm resolved for a place, its environment without secrets, and torchrun's command line."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.contract import Arm, ArmSpec, Device, Kernels
+from worker.launch.devices import cores, visible_gpus
 from worker.launch.protocol import SPEC, LaunchError
 
 # The arm runs code nobody has reviewed: it gets what a program needs to start, and no setting or secret of ours.
@@ -39,14 +39,9 @@ def resolved(arm: Arm, gpus: int, interprets: bool) -> Arm:
     return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
 
 
-def visible_gpus(arm: Arm) -> int:
+def gpus_for(arm: Arm) -> int:
     """How many GPUs there are for an arm; none where it asks for the CPU."""
-    if arm.device is Device.CPU:
-        return 0
-    # Late: torch takes seconds to import, and only this question needs it.
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count()
+    return 0 if arm.device is Device.CPU else visible_gpus()
 
 
 def write_spec(spec: ArmSpec, folder: Path) -> int:
@@ -64,11 +59,16 @@ def scrubbed(environment: Mapping[str, str], places: bool = True) -> dict[str, s
     return {name: value for name, value in environment.items() if name in names or name.startswith(prefixes)}
 
 
-def tuned(kept: Mapping[str, str], arm: Arm) -> dict[str, str]:
-    """An arm's environment with what makes ranks on one host share its cores and give the same numbers."""
+def tuned(kept: Mapping[str, str], arm: Arm, threads: int | None = None) -> dict[str, str]:
+    """An arm's environment with what makes ranks on one host share its cores and give the same numbers.
+
+    Args:
+        threads: of each rank at most, unless OMP_NUM_THREADS says; all cores by default, shared by the ranks.
+    """
     tuning = dict(kept)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    tuning.setdefault("OMP_NUM_THREADS", str(max(1, cores // (arm.world_size or 1))))
+    # Never by what else runs at the moment: another number of threads rounds differently.
+    share = max(1, cores() // (arm.world_size or 1))
+    tuning.setdefault("OMP_NUM_THREADS", str(min(share, threads or share)))
     # Opacus' accountants round differently with another number of BLAS threads; ε must be identical in both arms.
     tuning["OPENBLAS_NUM_THREADS"] = "1"
     if arm.device is Device.CPU:

@@ -14,7 +14,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from service.contract import Arm, ArmSpec, Device
-from worker.launch.command import resolved, scrubbed, torchrun_options, tuned, visible_gpus, write_spec
+from worker.launch.command import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 from worker.launch.confine import LAYERS, Plan, private_folders
 from worker.launch.contained import ContainedArm
 from worker.launch.engine import connect, find_image, in_words, remove
@@ -47,6 +47,7 @@ class ContainerLauncher:
         program: Sequence[str] = ("python3", "-u", "-m", "worker.training"),
         limits: Limits = Limits(),  # noqa: B008, frozen
         engine: str = "",
+        threads: int | None = None,
         root: Path | None = None,
     ):
         """
@@ -57,12 +58,13 @@ class ContainerLauncher:
             program: what every rank runs in the container; it is given `--spec FILE --out FOLDER`.
             limits: what an arm may use.
             engine: its URL; without one DOCKER_HOST or the usual socket.
+            threads: CPU threads of each rank, unless OMP_NUM_THREADS says; all cores by default, shared by the ranks.
             root: a folder that workers of this engine have in common; without one that for temporary files.
 
         Raises:
             LaunchError: the engine does not answer, or has no such image and cannot get it.
         """
-        self._environment, self._program, self._limits = environment, program, limits
+        self._environment, self._program, self._limits, self._threads = environment, program, limits, threads
         self._root = (root or Path(tempfile.gettempdir())).resolve()
         self._client = connect(engine)
         found = find_image(engine, image)
@@ -78,7 +80,7 @@ class ContainerLauncher:
         self._client.close()
 
     def resolve(self, arm: Arm) -> Arm:
-        return resolved(arm, visible_gpus(arm), self._environment.get("TRITON_INTERPRET") == "1")
+        return resolved(arm, gpus_for(arm), self._environment.get("TRITON_INTERPRET") == "1")
 
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
@@ -157,7 +159,7 @@ class ContainerLauncher:
     def _arm_environment(self, arm: Arm, source: Path | None, places: Mapping[str, str]) -> list[str]:
         """NAME=VALUE, and NAME alone for what the image sets and the arm may not have."""
         wanted = scrubbed(self._image_environment) | scrubbed(self._environment, places=False)
-        wanted = tuned(wanted, arm) | dict(places) | {"TRITON_CACHE_DIR": str(ARM / "triton")}
+        wanted = tuned(wanted, arm, self._threads) | dict(places) | {"TRITON_CACHE_DIR": str(ARM / "triton")}
         # Engines whose default runtime is NVIDIA's give every GPU to a container that does not refuse.
         wanted["NVIDIA_VISIBLE_DEVICES"] = "void"
         if arm.device is Device.CUDA:

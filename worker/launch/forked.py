@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import psutil
 
 from service.contract import Arm, ArmSpec, Mode
 from worker.launch.local import GRACE_SECONDS, LocalLauncher
+from worker.launch.place import Place
 from worker.launch.protocol import LOG, SPEC
 
 # Below the ports that Linux hands out by itself, so that nothing takes one between our look and the arm's use of it.
@@ -49,7 +50,12 @@ class ForkedLauncher(LocalLauncher):
         other.__dict__.update(self.__dict__, _fault=fault)
         return other
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> "ForkedArm":
+    def place(self, arm: Arm) -> Place | None:
+        return super().place(arm) if self._fault is None else None
+
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> "ForkedArm":
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         (folder / LOG).touch()
@@ -58,7 +64,7 @@ class ForkedLauncher(LocalLauncher):
             folder=str(folder.resolve()),
             ranks=spec.arm.world_size,
             port=free_port(),
-            environment=self._scrubbed(spec.arm, source),
+            environment=self._scrubbed(spec.arm, source, devices),
             fault=None if spec.arm.mode is Mode.ORACLE else self._fault,
         )
 

@@ -13,8 +13,9 @@ import psutil
 
 import worker
 from service.contract import Arm, ArmSpec, Device
-from worker.launch.command import resolved, scrubbed, torchrun_options, tuned, visible_gpus, write_spec
+from worker.launch.command import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 from worker.launch.confine import Plan, plan, private_folders
+from worker.launch.place import Place, describe_place
 from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
 
 GRACE_SECONDS = 2.0
@@ -29,6 +30,7 @@ class LocalLauncher:
         program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
         isolation: Isolation = Isolation.AUTO,
         limits: Limits = Limits(),  # noqa: B008, frozen
+        threads: int | None = None,
     ):
         """
         Args:
@@ -36,16 +38,23 @@ class LocalLauncher:
             program: what every rank runs; it is given `--spec FILE --out FOLDER`.
             isolation: whether arms are kept from what is not theirs.
             limits: what an arm may use.
+            threads: CPU threads of each rank, unless OMP_NUM_THREADS says; all cores by default, shared by the ranks.
         """
         self._environment, self._program = environment, program
-        self._isolation, self._limits = isolation, limits
+        self._isolation, self._limits, self._threads = isolation, limits, threads
 
     def resolve(self, arm: Arm) -> Arm:
-        return resolved(arm, visible_gpus(arm), self._interprets())
+        return resolved(arm, gpus_for(arm), self._interprets())
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def place(self, arm: Arm) -> Place | None:
+        """What an arm here runs with, beside its Opacus."""
+        return describe_place(arm.device, self._scrubbed(arm, None), self._program)
+
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         ranks = write_spec(spec, folder)
-        kept = self._scrubbed(spec.arm, source)
+        kept = self._scrubbed(spec.arm, source, devices)
         # Measuring coverage writes to another folder than the arm's.
         environment = {name: value for name, value in kept.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA)
@@ -96,12 +105,19 @@ class LocalLauncher:
     def _interprets(self) -> bool:
         return self._environment.get("TRITON_INTERPRET") == "1"
 
-    def _scrubbed(self, arm: Arm, source: Path | None) -> dict[str, str]:
-        kept = tuned(scrubbed(self._environment), arm)
+    def _scrubbed(self, arm: Arm, source: Path | None, devices: Sequence[int] | None = None) -> dict[str, str]:
+        kept = tuned(scrubbed(self._environment), arm, self._threads)
+        if devices is not None:
+            kept["CUDA_VISIBLE_DEVICES"] = ",".join(self._device_name(index) for index in devices)
         # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
         paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         return kept
+
+    def _device_name(self, index: int) -> str:
+        """What CUDA calls the GPU that is the `index`th here: of those that are visible, if not all are."""
+        visible = self._environment.get("CUDA_VISIBLE_DEVICES")
+        return str(index) if visible is None else visible.split(",")[index].strip()
 
 
 class LocalArm:

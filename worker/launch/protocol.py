@@ -1,5 +1,6 @@
 """What the conductor asks of a launcher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -59,10 +60,13 @@ class Launcher(Protocol):
         """
         ...
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         """Write `spec.json` into `folder` and start the arm, its output going to `log.txt` there.
 
         `source` is the folder that the arm's Opacus is imported from; without one it is the installed Opacus.
+        `devices` are the indices of the GPUs this arm may use; None: all that are visible.
 
         Raises:
             LaunchError: what it would run on does not answer, or refuses.

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ class SharedArms:
     def resolve(self, arm: Arm) -> Arm:
         return self._launcher.resolve(arm)
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         key = (spec.model_dump_json(), source, folder.name == REPEAT)
         with self._lock:
             first = self._started.get(key)
             if first is None:
-                running = self._launcher.start(spec, folder, source)
+                running = self._launcher.start(spec, folder, source, devices=devices)
                 self._started[key] = _Started(running, folder)
                 return running
         folder.mkdir(parents=True, exist_ok=True)

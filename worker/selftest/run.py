@@ -88,9 +88,11 @@ class FaultyArms:
     def resolve(self, arm: Arm) -> Arm:
         return self._oracles.resolve(arm)
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> RunningArm:
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> RunningArm:
         chosen = self._oracles if spec.arm.mode is Mode.ORACLE else self._faulty
-        return chosen.start(spec, folder, source)
+        return chosen.start(spec, folder, source, devices=devices)
 
 
 @dataclass

@@ -216,7 +216,10 @@ def test_rerun_makes_a_new_comparison_of_the_same_definition(client, finish) -> 
         "again",
         "queued",
     )
-    assert client.get(rerun.headers["location"]).json()["rerun_of"] == made.json()["id"]
+    again = client.get(rerun.headers["location"]).json()
+    assert again["rerun_of"] == made.json()["id"]
+    # Who asks for it again wants to see it run.
+    assert again["comparison"] == client.get(made.headers["location"]).json()["comparison"] | {"reuse": False}
     repeat = client.post(f"{made.headers['location']}/rerun", headers={"Idempotency-Key": "r"})
     assert (repeat.status_code, repeat.json()["id"]) == (200, answer["id"])
 

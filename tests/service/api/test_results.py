@@ -36,6 +36,7 @@ def test_a_finished_comparison_has_gates_findings_attempts_and_links(client, fin
     (attempt,) = answer["attempts"]
     assert (attempt["number"], attempt["state"], attempt["verdict"]) == (1, "finished", "failed")
     reference = attempt["arms"][0]
+    assert [arm["reused_from"] for arm in attempt["arms"]] == ["cmp_earlier/2", None]
     assert (reference["role"], reference["step"], reference["num_steps"]) == ("reference", 2, 2)
     assert (reference["start"]["versions"]["torch"], reference["end"]["epsilon"]) == ("2.13.0", "Infinity")
     assert answer["plots"] == [

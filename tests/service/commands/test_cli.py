@@ -114,12 +114,13 @@ class TestSubmit:
         assert json.loads(repeat.stdout) == json.loads(again.stdout)
 
     def test_a_suite_is_a_submission_of_each_of_its_comparisons(self, server, database) -> None:
-        made = run("submit", "--suite", "smoke", "--server", server, "--set", "workload.seed=7", "--json")
+        made = run("submit", "--suite", "smoke", "--server", server, "--set", "workload.seed=7", "--no-reuse", "--json")
         assert made.returncode == 0, made.stderr
         names = [f"smoke/{comparison.name}" for comparison in load("smoke").comparisons]
         with database.read() as session:
             rows = ComparisonRepository(session).page(ComparisonFilter(), limit=10)
             assert sorted(row.name for row in rows) == sorted(names)
+            assert {row.document["reuse"] for row in rows} == {False}
             assert {row.public_id for row in rows} == {answer["id"] for answer in json.loads(made.stdout)}
         refused = run("submit", "--suite", "nosuch", "--server", server)
         assert refused.returncode == 2
@@ -145,6 +146,7 @@ class TestSubmit:
         waiting.join(30)
         assert ended[0].returncode == status, ended[0].stderr
         assert f"Verdict: {verdict}" in ended[0].stdout
+        assert "reference: not run, reused from cmp_earlier/2\n" in ended[0].stdout
         assert "nan" in ended[0].stdout
 
     def test_a_refusal_names_the_field(self, server) -> None:

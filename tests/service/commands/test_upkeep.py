@@ -1,5 +1,8 @@
 """`doctor`, `prune`, `backup` and `restore`."""
 
+import os
+import time
+
 import pytest
 from click.testing import CliRunner
 
@@ -103,6 +106,27 @@ class TestPrune:
             assert ComparisonRepository(session).get(old_and_new[1]).rerun_of is None
             assert PruneRepository(session, now(session)).count().log_chunks == 0
         assert not list((settings.folder / "artifacts" / "attempts" / "1").iterdir())
+
+
+class TestPruneArms:
+    @pytest.fixture
+    def backend(self) -> str:
+        return "sqlite"
+
+    def test_those_alone_that_nobody_kept_lately(self, settings, database) -> None:
+        artifacts = ArtifactFolder(settings)
+        for name in ("old", "young"):
+            artifacts.write(b"an arm", f"arms/{name}")
+        folder = settings.folder / "artifacts" / "arms"
+        long_ago = time.time() - 10 * 86_400
+        os.utime(folder / "old", (long_ago, long_ago))
+        here = {"CLIPWATCH_DATABASE_URL": settings.database_url, "CLIPWATCH_DATA_DIR": str(settings.folder)}
+        for what in ("logs", "arms"):
+            done = run("prune", "--older-than", "9", "--what", what, **here)
+            assert done.exit_code == 0, done.stderr
+            assert done.stdout.endswith(f", and {int(what == 'arms')} finished arms\n")
+        assert [file.name for file in folder.iterdir()] == ["young"]
+        assert artifacts.read("arms/young") == b"an arm"
 
 
 class TestBackup:

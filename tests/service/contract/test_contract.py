@@ -84,6 +84,7 @@ def test_limits_follow_from_the_less_precise_arm():
 def test_the_definition_ignores_the_name_and_how_a_default_was_written():
     plain = Comparison()
     assert Comparison(name="mine").definition == plain.definition
+    assert Comparison(reuse=False).definition == plain.definition
     assert Comparison(tolerances=Tolerances(loss=1e-4)).definition == plain.definition
     assert Comparison(workload=Workload(seed=43)).definition != plain.definition
     assert Comparison(tolerances=Tolerances(loss=1e-5)).definition != plain.definition

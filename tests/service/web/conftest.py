@@ -84,7 +84,13 @@ def start_of(world_size: int = 1, num_steps: int = 32) -> ArmStart:
     )
 
 
-def result(verdict: Verdict, gates: list[Gate], artifacts: list[Artifact], epsilon: float = 1.5) -> AttemptResult:
+def result(
+    verdict: Verdict,
+    gates: list[Gate],
+    artifacts: list[Artifact],
+    epsilon: float = 1.5,
+    reused: dict[str, str] | None = None,
+) -> AttemptResult:
     step = StepRecord(
         step=1, loss=2.3, batch_size=32, clipped_grad_norm=1.0, parameter_norm=9.0, step_time=0.1, peak_memory=1
     )
@@ -94,7 +100,8 @@ def result(verdict: Verdict, gates: list[Gate], artifacts: list[Artifact], epsil
                 start=start_of(world_size),
                 steps=[step],
                 end=ArmEnd(num_steps=32, epsilon=epsilon, delta=1e-5, duration=75.0),
-            )
+            ),
+            reused_from=(reused or {}).get(role),
         )
         for role, world_size in (("reference", 1), ("candidate", 3), ("oracle", 1))
     }
@@ -135,7 +142,15 @@ class Conductor:
                 LogRepository(session).append(claim.attempt_id, [(role, log)], 1_000_000)
         return asked
 
-    def finish(self, claim: Claim, verdict: Verdict, gates: list[Gate] | None = None, epsilon: float = 1.5) -> None:
+    def finish(
+        self,
+        claim: Claim,
+        verdict: Verdict,
+        gates: list[Gate] | None = None,
+        epsilon: float = 1.5,
+        reused: dict[str, str] | None = None,
+    ) -> None:
+        """`reused` names attempts by the roles of arms that they ran."""
         artifacts = []
         if gates:
             self._plot.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +159,7 @@ class Conductor:
                 uri = f"attempts/{claim.attempt_id}/{name}"
                 artifacts.append(Artifact(name, media_type, uri, self._artifacts.put(self._plot, uri)))
         with self.database.write() as session:
-            written = result(verdict, gates or [], artifacts, epsilon)
+            written = result(verdict, gates or [], artifacts, epsilon, reused)
             assert AttemptRepository(session).record(claim.token, written, now(session))
 
 

@@ -104,6 +104,15 @@ def test_a_failed_comparison_says_where_it_broke(client: TestClient, conductor: 
     assert "ε 1.5 at δ = 1e-05" in text
 
 
+def test_an_arm_that_was_not_run_leads_to_the_comparison_that_ran_it(client: TestClient, conductor: Conductor) -> None:
+    first, second = submit(client), submit(client)
+    conductor.finish(conductor.claim(first), Verdict.PASSED)
+    assert "reused from" not in get(client, f"/comparisons/{first}")
+    conductor.finish(conductor.claim(second), Verdict.PASSED, reused={"candidate": f"{first}/1"})
+    html = get(client, f"/comparisons/{second}")
+    assert f'<a href="/comparisons/{first}">{first}</a>, attempt 1' in html
+
+
 def test_gates_are_grouped_by_what_they_are_about(client: TestClient, conductor: Conductor) -> None:
     about = {"subject": Subject.CANDIDATE, "parameter": "blocks.0.<norm>"}
     gates = [*GATES[2:3], gate("oracle_clipped_grad", False, 1.0, 1e-4, 1, **about)]

@@ -81,6 +81,17 @@ def test_a_comparison_is_run_judged_and_recorded(database, settings, conductor) 
     content = ArtifactFolder(settings).read(plots["loss.png"].uri)
     assert (content[:4], len(content)) == (b"\x89PNG", plots["loss.png"].size)
     assert conductor.conduct(public_id) is None
+    second = queue(database, tiny("again"))
+    assert conductor.conduct(second) is Verdict.PASSED
+    again = row(database, second)
+    assert {arm.role: arm.reused_from for arm in again.attempts[0].arms} == dict.fromkeys(
+        ("reference", "candidate"), f"{public_id}/1"
+    )
+    assert [arm.end for arm in again.attempts[0].arms] == [arm.end for arm in attempt.arms]
+    assert again.finished_at - again.started_at < done.finished_at - done.started_at
+    with database.read() as session:
+        said = [chunk.text for chunk in LogRepository(session).after(again.id)]
+    assert said == [f"clipwatch: not run: reused from {public_id}/1\n"] * 2
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)

@@ -1,18 +1,26 @@
-"""`run_comparison` under real torchrun, with and without faults in the arms."""
+"""`run_comparison`, with and without faults in the arms: under torchrun where its doings matter, else forked."""
 
+import os
 import threading
 
 import psutil
 import pytest
 
 from service.contract import Comparison, ErrorKind, Mode, Tolerances, Verdict
-from tests.worker.launching import FaultyCandidate, launcher_with_fault
+from tests.worker.launching import FAULTS, FaultyCandidate, launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Stopped, run_comparison
 from worker.conductor.run import specs_of
 from worker.launch import LocalLauncher
+from worker.launch.forked import ForkedLauncher
 
 FLASH, FLASH_FSDP = cpu_arm(Mode.FLASH), cpu_arm(Mode.FLASH_FSDP, 2)
+
+
+@pytest.fixture(scope="module")
+def forked():
+    with ForkedLauncher(os.environ) as launcher:
+        yield launcher
 
 
 def conduct(folder, launcher, observer=None, stop=None, reference=FLASH, candidate=FLASH_FSDP, checks=None, **changes):
@@ -40,9 +48,9 @@ def test_flash_passes_against_flash_fsdp_and_progress_is_told(tmp_path):
     assert all(path.stat().st_size > 1_000 for path in outcome.plots)
 
 
-def test_the_oracle_takes_the_first_steps_and_the_candidate_is_repeated(tmp_path):
+def test_the_oracle_takes_the_first_steps_and_the_candidate_is_repeated(tmp_path, forked):
     observer, checks = Recording(), {"oracle_steps": 2, "repeat": True, "bitwise": True}
-    outcome = conduct(tmp_path, LocalLauncher(), observer, candidate=cpu_arm(Mode.GHOST), checks=checks)
+    outcome = conduct(tmp_path, forked, observer, candidate=cpu_arm(Mode.GHOST), checks=checks)
     assert outcome.error is None
     assert observer.phases == ["reference", "candidate", "oracle", "repeat", "judging"]
     oracle, repeat = outcome.arms["oracle"], outcome.arms["repeat"]
@@ -74,8 +82,9 @@ def test_an_oracle_runs_where_there_is_something_to_hold_to_it(changes, oracle_s
         assert (specs["oracle"].num_steps, specs["oracle"].arm.device) == (expected, FLASH.device)
 
 
-def test_an_oracle_that_dies_is_an_error_that_says_how_to_do_without(tmp_path):
-    launcher = FaultyCandidate("out_of_memory", role="oracle")
+def test_an_oracle_that_dies_is_an_error_that_says_how_to_do_without(tmp_path, forked):
+    # Forked oracles never have a fault.
+    launcher = FaultyCandidate(forked, launcher_with_fault("out_of_memory"), role="oracle")
     outcome = conduct(tmp_path, launcher, candidate=FLASH, checks={"oracle_steps": 1}, max_steps=1)
     assert (outcome.verdict, outcome.judgement) == (Verdict.ERROR, None)
     assert outcome.error.message.startswith("oracle: out of memory")
@@ -92,8 +101,9 @@ def test_an_oracle_that_dies_is_an_error_that_says_how_to_do_without(tmp_path):
         ("nan_loss", 1, "loss", 2),
     ],
 )
-def test_a_fault_in_the_candidate_fails_and_is_named(tmp_path, fault, ranks, metric, step):
-    outcome = conduct(tmp_path, FaultyCandidate(fault), candidate=cpu_arm(Mode.FLASH_FSDP, ranks))
+def test_a_fault_in_the_candidate_fails_and_is_named(tmp_path, forked, fault, ranks, metric, step):
+    launcher = FaultyCandidate(forked, forked.with_fault(f"{FAULTS}:{fault}"))
+    outcome = conduct(tmp_path, launcher, candidate=cpu_arm(Mode.FLASH_FSDP, ranks))
     assert outcome.verdict is Verdict.FAILED
     finding = outcome.judgement.findings[0]
     assert (finding.metric, finding.step) == (metric, step), finding
@@ -101,8 +111,8 @@ def test_a_fault_in_the_candidate_fails_and_is_named(tmp_path, fault, ranks, met
     assert broken[metric] == step
 
 
-def test_nan_in_both_arms_fails(tmp_path):
-    outcome = conduct(tmp_path, launcher_with_fault("nan_loss"), candidate=FLASH)
+def test_nan_in_both_arms_fails(tmp_path, forked):
+    outcome = conduct(tmp_path, forked.with_fault(f"{FAULTS}:nan_loss"), candidate=FLASH)
     assert outcome.verdict is Verdict.FAILED
     assert (outcome.judgement.findings[0].metric, outcome.judgement.findings[0].step) == ("loss", 2)
 
@@ -116,8 +126,10 @@ def test_nan_in_both_arms_fails(tmp_path):
         ("opacus_does_not_import", ErrorKind.CRASH, "ModuleNotFoundError"),
     ],
 )
-def test_an_arm_that_dies_is_an_error_in_one_line(tmp_path, fault, kind, words):
-    outcome = conduct(tmp_path, launcher_with_fault(fault), reference=FLASH_FSDP)
+def test_an_arm_that_dies_is_an_error_in_one_line(tmp_path, forked, fault, kind, words):
+    by_torchrun = fault in ("killed", "opacus_does_not_import")
+    launcher = launcher_with_fault(fault) if by_torchrun else forked.with_fault(f"{FAULTS}:{fault}")
+    outcome = conduct(tmp_path, launcher, reference=FLASH_FSDP)
     assert outcome.verdict is Verdict.ERROR
     assert outcome.judgement is None
     assert outcome.error.kind is kind

@@ -77,7 +77,7 @@ def test_native_flash_of_an_opacus_without_it_is_unsupported(tmp_path, checkout)
 class Forgetful(LocalLauncher):
     """Starts every arm with the installed Opacus."""
 
-    def start(self, spec, folder, source=None):
+    def start(self, spec, folder, source=None, devices=None):
         return super().start(spec, folder)
 
 

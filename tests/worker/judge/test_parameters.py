@@ -15,11 +15,14 @@ from tests.worker.judge.records import (
     comparison,
     record,
     trained,
+    value_of,
+    with_metric,
     with_parameter,
     with_step,
 )
 from worker.judge import judge
 from worker.judge.parameters import most_likely
+from worker.judge.sketches import distance
 
 TENSORS = ["clipped_grad", "noise", "parameters"]
 FIELD = {"clipped_grad": "clipped_grad", "noise": "noise", "parameters": "value"}
@@ -156,6 +159,27 @@ def test_elements_that_adam_flips_are_forgiven_and_more_are_not() -> None:
     assert gate_of(judge(comparison(steps=1), ours, flip(1)), "parameters").passed
     assert not gate_of(judge(comparison(steps=1), ours, flip(30)), "parameters").passed
     assert not gate_of(judge(comparison(steps=1, **SGD), ours, flip(1)), "parameters").passed
+
+
+def test_a_loss_may_be_apart_by_what_parameters_that_parted_explain() -> None:
+    """To first order that is the norm of its gradient times their distance; before they part it is nothing."""
+
+    def flip(step, update):
+        if step == 1:
+            update["token_embedding.weight"].flat[0] *= -1
+
+    def passes(arm, step, gap):
+        worse = with_metric(arm, step, "loss", value_of(arm, step, "loss") + gap)
+        return gate_of(judge(comparison(steps=2), record(steps=2), worse), "loss").passed
+
+    ours, theirs = record(steps=2), trained(Faults(update=flip), steps=2)
+    values = (sketch(arm, 1, "token_embedding.weight", "value") for arm in (ours, theirs))
+    explained = distance(*values) * value_of(theirs, 2, "grad_norm_mean")
+    assert explained > 1e-4
+    assert passes(theirs, 2, 1e-4 + 0.9 * explained)
+    assert not passes(theirs, 2, 1e-4 + 1.1 * explained)
+    assert not passes(theirs, 1, 1e-4 + 0.9 * explained)
+    assert not passes(ours, 2, 1e-4 + 0.9 * explained)
 
 
 @pytest.mark.parametrize(("mean", "count"), [(0.0, 0), (1e-9, 0), (1e-4, 2), (1.0, 11)])

@@ -1,0 +1,103 @@
+"""Finished arms, kept so that one with the same content need not run again.
+
+Their key is a hash of everything that decides an arm's numbers: its document, the files of its Opacus, our own code,
+software, hardware and environment. An arm whose Opacus nobody has reviewed can lie in its record; what it says is
+found again under the hash of its own files and under no other.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+from service.artifacts import ARMS, ArtifactFolder
+from service.contract import ArmRecord, ArmSpec
+from service.contract.base import Document
+from worker.checkout import Source
+from worker.launch.place import HasPlace
+from worker.source import describe_source, hash_package
+
+log = logging.getLogger(__name__)
+
+# Records are mostly digits, of which more effort saves little.
+COMPRESSION = 1
+
+
+class KeptArm(Document):
+    """A record that an arm finished, and the attempt (`<comparison>/<number>`) that ran it."""
+
+    key: str
+    attempt: str
+    record: ArmRecord
+
+
+class KeptArms:
+    """Finds and keeps finished arms for one attempt. Safe to use from several threads and workers."""
+
+    def __init__(self, artifacts: ArtifactFolder, launcher: HasPlace, attempt: str):
+        self._artifacts, self._launcher, self._attempt = artifacts, launcher, attempt
+
+    def key(self, spec: ArmSpec, source: Source | None) -> str | None:
+        """64 hex digits; nothing where it is not known what the arm would run, or on what."""
+        place, content = self._launcher.place(spec.arm), _content(source)
+        if place is None or content is None:
+            return None
+        # What it is called does not count, only what is in it.
+        arm = spec.arm.model_copy(update={"opacus": content})
+        document = spec.model_copy(update={"arm": arm}).model_dump_json()
+        return hashlib.sha256(f"{document}\n{json.dumps(place, sort_keys=True)}".encode()).hexdigest()
+
+    def find(self, key: str, spec: ArmSpec, source: Source | None) -> KeptArm | None:
+        """The arm kept under `key`, its source described as that of `spec`; nothing where none can be read."""
+        try:
+            content = gzip.decompress(self._artifacts.read(f"{ARMS}/{key}"))
+            kept = KeptArm.model_validate_json(content)
+        except FileNotFoundError:
+            return None
+        except Exception as fault:
+            log.warning("the finished arm %s cannot be read and is run again: %s", key, fault)
+            return None
+        if kept.key != key or kept.record.start is None or kept.record.end is None:
+            return None
+        digest = source.digest if source is not None else None
+        shown = describe_source(spec.arm.opacus, digest or hash_package(_installed()))
+        start = kept.record.start.model_copy(update={"source": shown})
+        return kept.model_copy(update={"record": kept.record.model_copy(update={"start": start})})
+
+    def keep(self, key: str, record: ArmRecord) -> None:
+        """Keeps a record of an arm that ran to its end. One that cannot be kept will be run again."""
+        kept = KeptArm(key=key, attempt=self._attempt, record=record)
+        try:
+            content = gzip.compress(kept.model_dump_json().encode(), COMPRESSION)
+            self._artifacts.write(content, f"{ARMS}/{key}")
+        except Exception:
+            log.exception("the finished arm %s cannot be kept", key)
+
+
+def _content(source: Source | None) -> str | None:
+    """A hash of all files of the Opacus that would be imported; nothing if it has links, which lead elsewhere.
+
+    Of a source all files count, not its Python alone: an extension module or compiled bytecode would be run in place of
+    the source beside it. The installed Opacus is trusted, and has bytecode that Python left there.
+    """
+    folder = source.folder if source is not None else None
+    package = _installed() if folder is None else folder / "opacus"
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*"), key=lambda path: path.relative_to(package).as_posix()):
+        name = path.relative_to(package)
+        if path.is_symlink():
+            return None
+        if path.is_file() and (folder is not None or "__pycache__" not in name.parts):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            total.update(f"{name.as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def _installed() -> Path:
+    # Looked up, not imported: that takes seconds.
+    found = find_spec("opacus")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent

@@ -1,0 +1,92 @@
+"""What decides the numbers of an arm beside its document and its Opacus: our code, software, hardware, environment."""
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import service.contract
+import worker
+from service.contract import Arm, Device
+from worker.source import hash_package
+
+Place = dict[str, Any]
+
+# torch names the CUDA libraries that it needs by their exact version.
+SOFTWARE = ("torch", "triton", "numpy", "scipy", "opt_einsum")
+CPU_FIELDS = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features"}
+# Where things lie and which of several equal GPUs are used; the number of ranks is the arm's.
+NO_MATTER = {"PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_HOME", "TRITON_CACHE_DIR"}
+NO_MATTER |= {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}
+NO_MATTER_PREFIX = "COVERAGE_"
+
+
+@runtime_checkable
+class HasPlace(Protocol):
+    """A launcher whose finished arms may be reused."""
+
+    def place(self, arm: Arm) -> Place | None:
+        """What a resolved arm would run with, as JSON; nothing where that is not known."""
+        ...
+
+
+def describe_place(device: Device, environment: Mapping[str, str], program: Sequence[str]) -> Place | None:
+    """The place of an arm whose ranks run `program` here in that environment; nothing on GPUs that are not alike."""
+    hardware = _gpus() if device is Device.CUDA else _cpu()
+    if hardware is None:
+        return None
+    return {
+        "hardware": hardware,
+        "software": {"python": platform.python_version()} | {name: _version(name) for name in SOFTWARE},
+        "code": code_digest(),
+        # The first is the interpreter, of which the version is what counts.
+        "program": list(program[1:]),
+        "environment": {
+            name: value
+            for name, value in sorted(environment.items())
+            if name not in NO_MATTER and not name.startswith(NO_MATTER_PREFIX)
+        },
+    }
+
+
+def code_digest() -> str:
+    """A hash of our own code that runs in an arm or starts it."""
+    ours, contract = Path(worker.__file__).parent, Path(service.contract.__file__).parent
+    parts = [hash_package(folder) for folder in (ours / "training", ours / "flash", ours / "launch", contract)]
+    parts.append(hashlib.sha256((ours / "source.py").read_bytes()).hexdigest())
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _cpu() -> str:
+    """The model with what it can do, by which libraries choose their code."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as processors:
+            first = takewhile(str.strip, processors)
+            lines = [line for line in first if line.partition(":")[0].strip() in CPU_FIELDS]
+    except OSError:
+        lines = [platform.processor()]
+    return "".join([platform.machine(), "\n", *lines])
+
+
+@lru_cache(maxsize=1)
+def _gpus() -> str | None:
+    """Name and driver of this host's GPUs with their number, which decides how NCCL connects them."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{len(said)} × {said[0]}" if len(set(said)) == 1 else None
