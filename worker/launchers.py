@@ -5,7 +5,7 @@ import socket
 from service.contract import Device
 from service.settings import Settings
 from worker.launch import Isolation, Launcher, Limits, LocalLauncher
-from worker.launch.devices import cores, default_slots
+from worker.launch.devices import Devices, Places, cores, default_slots
 
 # Beyond the conductor's own limit: the cluster ends an arm only when its conductor is gone.
 DEADLINE_MARGIN = 900
@@ -31,6 +31,11 @@ def local_launcher(settings: Settings) -> LocalLauncher:
     """Where arms run that need nothing but this host."""
     isolation = Isolation(settings.isolation)
     return LocalLauncher(isolation=isolation, limits=_limits(settings), threads=_threads(settings))
+
+
+def make_places(settings: Settings) -> Places | None:
+    """What the comparisons of this worker share; nothing where a cluster has the devices: there arms take turns."""
+    return None if settings.launcher == "kubernetes" else Devices(cpu_slots(settings))
 
 
 def cpu_slots(settings: Settings) -> int:

@@ -14,8 +14,7 @@ from worker.conductor.conduct import Conductor
 from worker.conductor.host import HostError
 from worker.conductor.member import Member, membership
 from worker.launch import Launcher, LaunchError
-from worker.launch.devices import Devices
-from worker.launchers import cpu_slots, local_launcher, make_launcher
+from worker.launchers import local_launcher, make_launcher, make_places
 
 
 def main(launcher: Launcher | None = None) -> None:
@@ -33,7 +32,7 @@ def _serve(database: Database, launcher: Launcher, member: Member | None) -> Non
     settings = get_settings()
     app = make_celery(settings)
     fleet = member.fleet if member else None
-    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, Devices(cpu_slots(settings)), fleet)
+    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, make_places(settings), fleet)
 
     @app.task(name=LOOK)
     def look(public_id: str) -> None:
