@@ -7,6 +7,7 @@ because the C library has no functions for it.
 import ctypes
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 CREATE, ADD_RULE, RESTRICT = 444, 445, 446
@@ -112,9 +113,13 @@ def _allow(ruleset: int, rights: int, path: Path) -> None:
         os.close(parent)
 
 
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(number: int, *arguments: object, check: bool = True) -> int:
-    library = ctypes.CDLL(None, use_errno=True)
-    result = library.syscall(ctypes.c_long(number), *arguments)
+    result = _library().syscall(ctypes.c_long(number), *arguments)
     if check and result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

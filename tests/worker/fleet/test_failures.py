@@ -66,7 +66,7 @@ def test_a_rank_that_fails_on_another_host_is_named_with_it(house: FleetHouse, b
 
 def test_a_link_that_is_cut_in_mid_run_ends_every_rank_and_frees_the_hosts(house: FleetHouse) -> None:
     public_id = house.submit(over_hosts_first(2, num_samples=LONG))
-    until(lambda: house.training(public_id), 120)
+    until(lambda: house.training(public_id), 240)
     place = house.places[house.nodes()[1] - 1]
     with place.cut():
         done = house.finished(public_id)
@@ -79,7 +79,7 @@ def test_a_link_that_is_cut_in_mid_run_ends_every_rank_and_frees_the_hosts(house
 
 def test_cancel_ends_the_ranks_of_every_host(house: FleetHouse) -> None:
     public_id = house.submit(over_hosts_first(3, num_samples=LONG))
-    until(lambda: house.training(public_id), 120)
+    until(lambda: house.training(public_id), 240)
     assert len(house.nodes()) == 3
     with house.database.write() as session:
         ComparisonRepository(session).cancel(public_id, now(session))
@@ -90,12 +90,12 @@ def test_cancel_ends_the_ranks_of_every_host(house: FleetHouse) -> None:
 
 def test_a_host_that_comes_late_joins_nothing(house: FleetHouse) -> None:
     public_id = house.submit(over_hosts(2, num_samples=400))
-    until(lambda: house.training(public_id), 120)
+    until(lambda: house.training(public_id), 240)
     other = house.nodes()[1]
     late = house.workers[other - 1]
     late.process.send_signal(signal.SIGSTOP)
     try:
-        until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 120)
+        until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 240)
         done = house.finished(public_id)
     finally:
         late.process.send_signal(signal.SIGCONT)

@@ -11,12 +11,12 @@ from tests.worker.fleet.house import FleetHouse, over_hosts_first
 
 def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
     public_id = house.submit(over_hosts_first(2, num_samples=400))
-    until(lambda: house.training(public_id), 120)
+    until(lambda: house.training(public_id), 240)
     _head, other = house.nodes()
     worker = house.workers[other - 1]
     family = worker.family()
     worker.end(signal.SIGKILL)
-    until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 60)
+    until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 240)
     assert alive(family) == []
     done = house.finished(public_id)
     first, second = done.attempts
