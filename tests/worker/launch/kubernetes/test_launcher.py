@@ -209,16 +209,21 @@ def test_a_new_conductor_removes_what_its_predecessors_left(options, tmp_path):
 def test_an_arm_cannot_make_the_conductor_read_what_it_may_not(options, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("a password")
+    source, kept_as_links = tmp_path / "source", []
+    (source / "opacus").mkdir(parents=True)
+    (source / "opacus" / "link.py").symlink_to(secret)
 
     def plant(_, pods):
         (out,) = options.mount.glob("*/*/out")
+        kept_as_links.append((out.parent / "source/opacus/link.py").is_symlink())
         (out / "record.jsonl").symlink_to(secret)
         (out / "log-0.txt").write_text("hello\n")
 
     with cluster_of(options, on_pods=plant) as (_, launcher):
-        arm = launcher().start(SPEC, tmp_path / "reference")
+        arm = launcher().start(SPEC, tmp_path / "reference", source)
         arm.poll()
         arm.stop()
+    assert kept_as_links == [True]
     files = {path.name: path.read_text() for path in (tmp_path / "reference").iterdir()}
     assert files[LOG] == "hello\n"
     assert "a password" not in json.dumps(files)
