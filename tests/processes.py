@@ -58,9 +58,11 @@ class Program:
 
 
 @contextmanager
-def running(arguments: list[str], settings: Settings, output: Path) -> Iterator[Program]:
+def running(
+    arguments: list[str], settings: Settings, output: Path, *, module: str = "service.cli"
+) -> Iterator[Program]:
     """A program that is gone, with all that it started, when the test is over."""
-    program = Program(arguments, settings, output)
+    program = Program(arguments, settings, output, module=module)
     try:
         yield program
     finally:

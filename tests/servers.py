@@ -33,6 +33,10 @@ class Postgres:
     def create(self, name: str, template: str = "template1") -> str:
         """Makes a database and returns its SQLAlchemy URL."""
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return self.url_of(name)
+
+    def url_of(self, name: str) -> str:
+        """The SQLAlchemy URL of a database."""
         return self.url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, name: str) -> None:
