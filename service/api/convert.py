@@ -18,7 +18,7 @@ from service.api.documents import (
     Plot,
 )
 from service.contract import Finding, Gate, Subject, Verdict
-from service.store import AttemptRow, AttemptState, ComparisonRow, LogChunkRow, Status
+from service.store import AttemptRow, AttemptState, ComparisonRow, Finished, LogChunkRow, Status
 
 PREFIX = "/api/v1"
 
@@ -131,10 +131,7 @@ def _attempt(attempt: AttemptRow) -> AttemptAnswer:
     )
 
 
-def history_item(row: ComparisonRow) -> HistoryItem:
-    last = deciding(row)
-    assert row.finished_at is not None
-    assert row.verdict is not None
+def history_item(row: Finished) -> HistoryItem:
     return HistoryItem(
         id=row.public_id,
         name=row.name,
@@ -142,8 +139,8 @@ def history_item(row: ComparisonRow) -> HistoryItem:
         error=row.error,
         created_at=row.created_at,
         finished_at=row.finished_at,
-        gates=gates(last) if last else [],
-        versions={arm.role: arm.start["versions"] for arm in (last.arms if last else []) if arm.start},
+        gates=row.gates,
+        versions=row.versions,
     )
 
 

@@ -11,7 +11,7 @@ from service.api.convert import answered, deciding, history_item, log_chunk, to_
 from service.api.documents import ArmSeries, HistoryPage, LogChunk, LogPage, Series
 from service.api.problems import Refused, documented, not_found
 from service.context import Context, HasContext
-from service.store import AttemptRepository, ComparisonRepository, LogRepository, Status
+from service.store import AttemptRepository, ComparisonRepository, HistoryRepository, LogRepository, Status
 
 router = APIRouter(tags=["results"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 LOG_PAGE = 200
@@ -99,8 +99,8 @@ def history(
 ) -> Response:
     """Finished comparisons of one definition, newest first."""
     with context.database.read() as session:
-        comparisons = ComparisonRepository(session)
-        rows = comparisons.history(definition, limit=limit + 1, before=cursor_position(cursor))
+        position = cursor_position(cursor)
+        rows = HistoryRepository(session).page(definition, limit=limit + 1, before=position, with_results=True)
         items = [history_item(row) for row in rows[:limit]]
     following = to_cursor(rows[limit - 1].id) if len(rows) > limit else None
     return answered(HistoryPage(definition=definition, items=items, next=following))

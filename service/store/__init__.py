@@ -12,6 +12,7 @@ from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
 from service.store.deliveries import Delivery, DeliveryRepository
+from service.store.history import Finished, HistoryRepository
 from service.store.logs import LogRepository
 from service.store.migrate import downgrade, is_current, migrate
 from service.store.models import (
@@ -54,8 +55,10 @@ __all__ = [
     "DeliveryRepository",
     "DeliveryRow",
     "DeliveryState",
+    "Finished",
     "GateRow",
     "HeldLease",
+    "HistoryRepository",
     "Line",
     "LogChunkRow",
     "LogRepository",

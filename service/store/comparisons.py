@@ -94,17 +94,6 @@ class ComparisonRepository:
             query = query.where(ComparisonRow.id < before)
         return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
 
-    def history(self, definition: str, *, limit: int, before: int | None = None) -> list[ComparisonRow]:
-        """At most `limit` finished comparisons of one definition with their gates and arms, newest first."""
-        query = select(ComparisonRow).where(
-            ComparisonRow.definition == definition, ComparisonRow.status == Status.FINISHED.value
-        )
-        if before is not None:
-            query = query.where(ComparisonRow.id < before)
-        attempts = selectinload(ComparisonRow.attempts)
-        query = query.options(attempts.selectinload(AttemptRow.gates), attempts.selectinload(AttemptRow.arms))
-        return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
-
     def cancel(self, public_id: str, now: datetime) -> ComparisonRow | None:
         """Ends a queued comparison, flags a running one, leaves a finished one. Nothing if there is none."""
         row = self._session.scalar(select(ComparisonRow).where(ComparisonRow.public_id == public_id).with_for_update())

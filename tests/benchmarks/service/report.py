@@ -1,5 +1,7 @@
 """The table."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -11,3 +13,8 @@ class Row:
     seen: str
     target: str
     met: bool | None
+
+
+def p95(values: Sequence[float]) -> float:
+    """The value that 95 % are not above."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
