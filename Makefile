@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz history chaos clean
+.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz history chaos bench-service clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
@@ -38,6 +38,9 @@ history: $(VENV)/.installed-dev  ## Check commits of a clone through a running s
 
 chaos: $(VENV)/.installed-dev  ## Is anything lost or doubled while workers and servers are killed?
 	$(BIN)/python -m tests.chaos --jobs 200 --seed 1 2 3 $(ARGS)
+
+bench-service: $(VENV)/.installed-dev  ## Is the service fast at its own job? About half an hour
+	$(BIN)/python -m tests.benchmarks.service --output docs/results/service.md $(ARGS)
 
 gpu-bench: $(VENV)/.installed-dev  ## Tables of kernels and of whole steps beside Opacus' ghost; needs a GPU
 	$(BIN)/python -m tests.benchmarks.norms --output docs/results/h200-kernels.md $(ARGS)

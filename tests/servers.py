@@ -23,6 +23,12 @@ class Postgres:
         self._server = server
         self.url = make_url(server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1))
 
+    @property
+    def version(self) -> str:
+        """Such as 18.1."""
+        with create_engine(self.url).connect() as connection:
+            return str(connection.exec_driver_sql("SHOW server_version").scalar_one())
+
     def restart(self, *, crash: bool) -> None:
         """Ends it, as an administrator does or as a power cut would, and starts it again."""
         postmaster = self._server.get_postmaster_info().process

@@ -19,7 +19,7 @@ BATCH = 200
     type=click.Choice(["comparisons", "artifacts", "logs"]),
     default="comparisons",
     show_default=True,
-    help="comparisons: with all that belongs to them; the others leave verdicts, gates and series.",
+    help="comparisons: with all that belongs to them, and checks and deliveries; the others leave verdicts and series.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
 def prune(older_than: float, what: str, dry_run: bool) -> None:
@@ -29,10 +29,14 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
     with database.read() as session:
         before = now(session) - timedelta(days=older_than)
         old = PruneRepository(session, before).count()
-    comparisons = old.comparisons if what == "comparisons" else 0
+    everything = what == "comparisons"
+    comparisons, checks, deliveries = (old.comparisons, old.checks, old.deliveries) if everything else (0, 0, 0)
     files = old.artifacts if what != "logs" else 0
     chunks = old.log_chunks if what != "artifacts" else 0
-    words = f"{comparisons} comparisons, {files} artifacts and {chunks} pieces of log from before {before:%F %T} UTC"
+    words = (
+        f"{comparisons} comparisons, {files} artifacts, {chunks} pieces of log, {checks} checks and "
+        f"{deliveries} deliveries from before {before:%F %T} UTC"
+    )
     if dry_run:
         click.echo(f"would forget {words}")
         return
@@ -40,7 +44,9 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
         _artifacts(database, artifacts, before)
     if what != "artifacts":
         _in_batches(database, before, lambda old: old.forget_logs(BATCH))
-    if what == "comparisons":
+    if everything:
+        _in_batches(database, before, lambda old: old.forget_checks(BATCH))
+        _in_batches(database, before, lambda old: old.forget_deliveries(BATCH))
         _in_batches(database, before, lambda old: old.forget_comparisons(BATCH))
     database.close()
     click.echo(f"forgot {words}")

@@ -104,9 +104,10 @@ def _without_findings(
 
 def _copy(connection: Connection, copies: int, say: Callable[[str], None]) -> None:
     sqlite = connection.dialect.name == "sqlite"
-    # Copies are whole: nothing has to look up for each row whether its owner is there.
-    connection.exec_driver_sql("PRAGMA foreign_keys=OFF" if sqlite else "SET session_replication_role = replica")
-    connection.exec_driver_sql("PRAGMA synchronous=OFF" if sqlite else "SET synchronous_commit = off")
+    if not sqlite:
+        # Copies are whole: nothing has to look up for each row whether its owner is there.
+        connection.exec_driver_sql("SET session_replication_role = replica")
+        connection.exec_driver_sql("SET synchronous_commit = off")
     tables = [Base.metadata.tables[name] for name in TABLES]
     counts = {table.name: connection.scalar(select(func.max(table.c.id))) or 0 for table in tables}
     for first in range(1, copies + 1, COPIED_AT_ONCE):
@@ -119,6 +120,7 @@ def _copy(connection: Connection, copies: int, say: Callable[[str], None]) -> No
             connection.exec_driver_sql(
                 f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), (SELECT max(id) FROM {table.name}))"
             )
+    connection.commit()
     connection.exec_driver_sql("ANALYZE" if sqlite else "VACUUM ANALYZE")
 
 

@@ -18,3 +18,10 @@ class Row:
 def p95(values: Sequence[float]) -> float:
     """The value that 95 % are not above."""
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    words = {True: "yes", False: "**no**", None: "–"}
+    lines = [f"| {row.what} | {row.seen} | {row.target} | {words[row.met]} |" for row in rows]
+    return "\n".join(["| | seen | target | met |", "| --- | --- | --- | --- |", *lines])
