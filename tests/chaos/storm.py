@@ -14,7 +14,7 @@ from tests.chaos.house import WORKERS, House
 from tests.chaos.jobs import Job
 
 PHASES = ("claimed", "checkout", "reference", "candidate", "judging", "recording")
-PHASE_SECONDS = 6.0
+PHASE_SECONDS = 15.0
 # Shorter than a lease: whoever is not killed after all keeps its own.
 HOLD_SECONDS = 1.5
 

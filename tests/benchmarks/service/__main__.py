@@ -66,8 +66,8 @@ def _document(rows: list[Row], options: argparse.Namespace, postgres: str) -> st
 Each pair is measured turn by turn, in {options.rounds} rounds ({options.verdicts} of whole comparisons), of requests
 after one that does not count: what is said of a pair is the median of the rounds', p95 is over all of them. Client,
 API, PostgreSQL and Redis share the machine. The bare endpoint is FastAPI with SQLAlchemy, uvicorn as the service's, the
-same document validated and inserted. By hand is the same torchrun without the service. Both arms are those of the default
-comparison without its oracle. A page has 50 comparisons. Stored: {fill.FILLED}.
+same document validated and inserted. By hand is the same torchrun without the service. Both arms are those of the
+default comparison without its oracle. A page has 50 comparisons. Stored: {fill.FILLED}.
 """
 
 
