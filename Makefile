@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos container-test clean
+.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos
+.PHONY: container-test bench-service clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
@@ -47,6 +48,9 @@ container-test: $(VENV)/.installed-dev  ## Images, compose and the container lau
 	@docker compose version >/dev/null || { echo "docker has no compose plugin" >&2; exit 1; }
 	docker compose build
 	$(BIN)/python -m pytest -m engine tests/container $(ARGS)
+
+bench-service: $(VENV)/.installed-dev  ## Is the service fast at its own job? About half an hour
+	$(BIN)/python -m tests.benchmarks.service --output docs/results/service.md $(ARGS)
 
 gpu-bench: $(VENV)/.installed-dev  ## Tables of kernels and of whole steps beside Opacus' ghost; needs a GPU
 	$(BIN)/python -m tests.benchmarks.norms --output docs/results/h200-kernels.md $(ARGS)

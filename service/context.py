@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 
 from service.artifacts import ArtifactFolder
 from service.auth import Gatekeeper, Limiter
-from service.queue import Bell
+from service.queue import Bell, Ringer
 from service.settings import Settings
 from service.store import Database
 
@@ -19,6 +19,7 @@ class Context:
     settings: Settings
     database: Database
     bell: Bell
+    ringer: Ringer
     artifacts: ArtifactFolder
     gatekeeper: Gatekeeper
     limiter: Limiter
@@ -26,23 +27,25 @@ class Context:
     @classmethod
     def open(cls, settings: Settings) -> "Context":
         """Opens what the settings name. Nothing is connected to before it is used."""
-        database = Database(settings.database)
+        database, bell = Database(settings.database), Bell(settings)
         return cls(
             settings,
             database,
-            Bell(settings),
+            bell,
+            Ringer(bell),
             ArtifactFolder(settings),
             Gatekeeper(database, settings),
             Limiter(settings),
         )
 
     def close(self) -> None:
+        self.ringer.close()
         self.bell.close()
         self.database.close()
 
 
-def context_of(request: Request) -> Context:
-    """The context of the app that a request came to."""
+async def context_of(request: Request) -> Context:
+    """The context of the app that a request came to. (What is not async is run in a thread, which costs more.)"""
     return cast(Context, request.app.state.context)
 
 

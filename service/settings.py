@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         except ValueError:
             return self.host == "localhost"
 
-    @property
+    @cached_property
     def auth_required(self) -> bool:
         """Whether requests need a token."""
         return self.auth == "required" or (self.auth == "auto" and not self.on_loopback)

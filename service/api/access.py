@@ -1,36 +1,53 @@
 """Who may call what: the dependencies that stand before every route that is not for everybody."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.problems import Refused
 from service.auth import Caller, Scope
-from service.context import Context, HasContext
+from service.context import Context, context_of
 
 COOKIE = "clipwatch"
+CALLER = "clipwatch.caller"
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 bearer = HTTPBearer(auto_error=False, description="A token, made with `clipwatch token create`")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
-def identify(request: Request, context: HasContext, credentials: Credentials) -> Caller:
-    """Who calls, by a token; or, to look at something only, by the session of a browser. Counts the request."""
-    caller = _caller(request, context, credentials)
-    context.limiter.request(caller.token or address_of(request))
+async def identify(request: Request, credentials: Credentials) -> Caller:
+    """Who calls, by a token; or, to look at something only, by the session of a browser. Counts the request, once."""
+    context = await context_of(request)
+
+    def counted() -> Caller:
+        caller = _caller(request, context, credentials)
+        context.limiter.request(caller.token or address_of(request))
+        return caller
+
+    if CALLER not in request.scope:
+        # A thread where database or Redis may be asked, and only there: going to one takes longer than all the rest.
+        waits = context.settings.auth_required or context.settings.effective_rate_limit
+        request.scope[CALLER] = await run_in_threadpool(counted) if waits else counted()
+    caller: Caller = request.scope[CALLER]
     return caller
 
 
 HasCaller = Annotated[Caller, Depends(identify)]
 
 
-def requires(scope: Scope) -> Callable[[Caller], None]:
-    """A dependency that refuses whoever has not this scope."""
+def requires(scope: Scope) -> Callable[[Request, Credentials], Awaitable[None]]:
+    """A dependency that refuses whoever has not this scope.
 
-    def check(caller: HasCaller) -> None:
+    It depends on nothing but the credentials: FastAPI solves every dependency of a dependency again for each that
+    names it.
+    """
+
+    async def check(request: Request, credentials: Credentials) -> None:
+        caller = await identify(request, credentials)
         if caller.may(scope):
             return
         if caller.token is None:

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 
 from service.api.access import READS, SUBMITS
-from service.api.convert import detail, from_cursor, location, summary, to_cursor
+from service.api.convert import answered, detail, from_cursor, location, summary, to_cursor
 from service.api.documents import ComparisonDetail, ComparisonPage, ComparisonSummary
 from service.api.problems import Refused, documented, not_found, refused_field
 from service.context import Context, HasContext
 from service.contract import Comparison, Mode, Verdict
-from service.queue import IdempotencyConflict, submit
+from service.queue import IdempotencyConflict, Submitted, submit
 from service.store import ComparisonFilter, ComparisonRepository, ComparisonRow, Status, now
 
 router = APIRouter(tags=["comparisons"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
@@ -39,21 +39,20 @@ def cursor_position(cursor: str | None) -> int | None:
 @router.post(
     "/comparisons",
     status_code=201,
+    response_model=ComparisonSummary,
     dependencies=[SUBMITS],
     responses=documented(400, 413)
     | {200: {"model": ComparisonSummary, "description": "The comparison that the same request made before"}},
 )
-def create(
-    comparison: Comparison, context: HasContext, response: Response, idempotency_key: IdempotencyKey = None
-) -> ComparisonSummary:
+def create(comparison: Comparison, context: HasContext, idempotency_key: IdempotencyKey = None) -> Response:
     """Queues a comparison. Its address is in the `Location` header.
 
     An arm's `opacus` is `installed`, `version:` or `commit:`; `path:` only where the service's settings allow it.
     """
-    return _submit(context, response, comparison, None, idempotency_key)
+    return _answer(queue(context, comparison, idempotency_key))
 
 
-@router.get("/comparisons")
+@router.get("/comparisons", response_model=ComparisonPage)
 def list_comparisons(
     context: HasContext,
     status: Status | None = None,
@@ -63,23 +62,24 @@ def list_comparisons(
     name: Annotated[str | None, Query(max_length=200, description="Part of the name, in any case")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> ComparisonPage:
+) -> Response:
     """Comparisons, newest first."""
     only = ComparisonFilter(status, verdict, mode, definition, name)
     with context.database.read() as session:
         rows = ComparisonRepository(session).page(only, limit=limit + 1, before=cursor_position(cursor))
         items = [summary(row) for row in rows[:limit]]
-    return ComparisonPage(items=items, next=to_cursor(rows[limit - 1].id) if len(rows) > limit else None)
+    following = to_cursor(rows[limit - 1].id) if len(rows) > limit else None
+    return answered(ComparisonPage(items=items, next=following))
 
 
-@router.get("/comparisons/{public_id}", responses=documented(404))
-def get(public_id: str, context: HasContext) -> ComparisonDetail:
+@router.get("/comparisons/{public_id}", response_model=ComparisonDetail, responses=documented(404))
+def get(public_id: str, context: HasContext) -> Response:
     """One comparison: status, verdict, gates, findings, attempts with their progress."""
     with context.database.read() as session:
         row = ComparisonRepository(session).get(public_id)
         if row is None:
             raise not_found(public_id)
-        return detail(row)
+        return answered(detail(row))
 
 
 @router.post("/comparisons/{public_id}/cancel", dependencies=[SUBMITS], responses=documented(404, 409))
@@ -95,27 +95,37 @@ def cancel(public_id: str, context: HasContext) -> ComparisonSummary:
         return summary(row)
 
 
-@router.post("/comparisons/{public_id}/rerun", status_code=201, dependencies=[SUBMITS], responses=documented(404))
-def rerun(
-    public_id: str, context: HasContext, response: Response, idempotency_key: IdempotencyKey = None
-) -> ComparisonSummary:
+@router.post(
+    "/comparisons/{public_id}/rerun",
+    status_code=201,
+    response_model=ComparisonSummary,
+    dependencies=[SUBMITS],
+    responses=documented(404),
+)
+def rerun(public_id: str, context: HasContext, idempotency_key: IdempotencyKey = None) -> Response:
     """Queues a new comparison with the same document, all of whose arms are run."""
+    return _answer(queue_again(context, public_id, idempotency_key))
+
+
+def queue_again(context: Context, public_id: str, key: str | None = None) -> Submitted:
+    """Queues the document of a comparison once more, with nothing reused. Raises a 404 when there is none."""
     with context.database.read() as session:
         row = ComparisonRepository(session).get(public_id)
     if row is None:
         raise not_found(public_id)
     comparison = Comparison.model_validate(row.document).model_copy(update={"reuse": False})
-    return _submit(context, response, comparison, row, idempotency_key)
+    return queue(context, comparison, key, row)
 
 
-def _submit(
-    context: Context, response: Response, comparison: Comparison, rerun_of: ComparisonRow | None, key: str | None
-) -> ComparisonSummary:
+def queue(
+    context: Context, comparison: Comparison, key: str | None = None, rerun_of: ComparisonRow | None = None
+) -> Submitted:
+    """Queues a comparison. Raises a 422 when it is not allowed here or the key is another request's."""
     _refuse_paths(context, comparison)
     try:
-        submitted = submit(
+        return submit(
             context.database,
-            context.bell,
+            context.ringer,
             context.settings,
             comparison,
             rerun_of=rerun_of,
@@ -123,13 +133,11 @@ def _submit(
         )
     except IdempotencyConflict:
         raise refused_field("Idempotency-Key", "was used for a different request") from None
-    with context.database.read() as session:
-        row = ComparisonRepository(session).get(submitted.row.public_id)
-        assert row is not None
-        answer = summary(row)
-    response.headers["Location"] = location(answer.id)
-    response.status_code = 201 if submitted.created else 200
-    return answer
+
+
+def _answer(submitted: Submitted) -> Response:
+    answer = summary(submitted.row)
+    return answered(answer, 201 if submitted.created else 200, {"Location": location(answer.id)})
 
 
 def _refuse_paths(context: Context, comparison: Comparison) -> None:

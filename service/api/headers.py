@@ -1,8 +1,9 @@
 """Middleware around everything: headers that tell browsers what not to do, and who is let in without a token."""
 
 import ipaddress
+from functools import lru_cache
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,8 @@ DEFAULTS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 YEAR = 31_536_000
+RAW = [(name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()]
+SECURE = [*RAW, (b"strict-transport-security", f"max-age={YEAR}".encode())]
 # What comes with a signature needs no other proof of where it comes from.
 SIGNED = "/webhooks/"
 
@@ -31,11 +34,9 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in DEFAULTS.items():
-                    headers.setdefault(name, value)
-                if scope["scheme"] == "https":
-                    headers.setdefault("Strict-Transport-Security", f"max-age={YEAR}")
+                headers = message.setdefault("headers", [])
+                there = {name for name, _ in headers}
+                headers += [pair for pair in (SECURE if scope["scheme"] == "https" else RAW) if pair[0] not in there]
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
@@ -64,9 +65,14 @@ class LocalOnly:
 
 
 def _is_local(scope: Scope) -> bool:
-    headers, host = Headers(scope=scope), Request(scope).url.hostname or ""
+    headers = Headers(scope=scope)
     if "forwarded" in headers or "x-forwarded-for" in headers:
         return False
+    return _names_this_machine(Request(scope).url.hostname or "")
+
+
+@lru_cache(maxsize=100)
+def _names_this_machine(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

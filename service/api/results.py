@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query, Response
 
 from service.api.access import READS
 from service.api.comparisons import Cursor, Limit, cursor_position
-from service.api.convert import deciding, history_item, log_chunk, to_cursor
+from service.api.convert import answered, deciding, history_item, log_chunk, to_cursor
 from service.api.documents import ArmSeries, HistoryPage, LogChunk, LogPage, Series
 from service.api.problems import Refused, documented, not_found
 from service.context import Context, HasContext
-from service.store import AttemptRepository, ComparisonRepository, LogRepository, Status
+from service.store import AttemptRepository, ComparisonRepository, HistoryRepository, LogRepository, Status
 
 router = APIRouter(tags=["results"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 LOG_PAGE = 200
@@ -90,20 +90,20 @@ def log(
     return Response(text, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
 
 
-@router.get("/history")
+@router.get("/history", response_model=HistoryPage)
 def history(
     context: HasContext,
     definition: Annotated[str, Query(pattern="^[0-9a-f]{64}$", description="`definition` of a comparison")],
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> HistoryPage:
+) -> Response:
     """Finished comparisons of one definition, newest first."""
     with context.database.read() as session:
-        comparisons = ComparisonRepository(session)
-        rows = comparisons.history(definition, limit=limit + 1, before=cursor_position(cursor))
+        position = cursor_position(cursor)
+        rows = HistoryRepository(session).page(definition, limit=limit + 1, before=position, with_results=True)
         items = [history_item(row) for row in rows[:limit]]
     following = to_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return HistoryPage(definition=definition, items=items, next=following)
+    return answered(HistoryPage(definition=definition, items=items, next=following))
 
 
 def _log_page(context: Context, public_id: str, after: int) -> LogPage:

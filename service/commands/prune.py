@@ -19,8 +19,8 @@ BATCH = 200
     type=click.Choice(["comparisons", "artifacts", "arms", "logs"]),
     default="comparisons",
     show_default=True,
-    help="comparisons: with all that belongs to them; the others leave verdicts, gates and series. artifacts: all "
-    "files; arms: those alone that finished arms are reused from.",
+    help="comparisons: with all that belongs to them, and checks and deliveries; the others leave verdicts, gates and "
+    "series. artifacts: all files; arms: those alone that finished arms are reused from.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
 def prune(older_than: float, what: str, dry_run: bool) -> None:
@@ -30,12 +30,15 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
     with database.read() as session:
         before = now(session) - timedelta(days=older_than)
         old = PruneRepository(session, before).count()
+    everything = what == "comparisons"
     arms = artifacts.modified_before(before, ARMS) if what != "logs" else []
-    comparisons = old.comparisons if what == "comparisons" else 0
+    comparisons, checks, deliveries = (old.comparisons, old.checks, old.deliveries) if everything else (0, 0, 0)
     files = old.artifacts if what in ("comparisons", "artifacts") else 0
     chunks = old.log_chunks if what in ("comparisons", "logs") else 0
-    counted = f"{comparisons} comparisons, {files} artifacts and {chunks} pieces of log"
-    words = f"{counted} from before {before:%F %T} UTC, and {len(arms)} finished arms"
+    words = (
+        f"{comparisons} comparisons, {files} artifacts, {chunks} pieces of log, {checks} checks and "
+        f"{deliveries} deliveries from before {before:%F %T} UTC, and {len(arms)} finished arms"
+    )
     if dry_run:
         click.echo(f"would forget {words}")
         return
@@ -45,7 +48,9 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
         _artifacts(database, artifacts, before)
     if what in ("comparisons", "logs"):
         _in_batches(database, before, lambda old: old.forget_logs(BATCH))
-    if what == "comparisons":
+    if everything:
+        _in_batches(database, before, lambda old: old.forget_checks(BATCH))
+        _in_batches(database, before, lambda old: old.forget_deliveries(BATCH))
         _in_batches(database, before, lambda old: old.forget_comparisons(BATCH))
     database.close()
     click.echo(f"forgot {words}")

@@ -4,7 +4,7 @@ The database holds the truth. A message carries an id and means "look", so one t
 harmless. Leases are in `service.store`; here is who watches over them.
 """
 
-from service.queue.bell import LOOK, LOOK_AGENT, QUEUE, Bell, make_celery
+from service.queue.bell import LOOK, LOOK_AGENT, QUEUE, Bell, Ringer, make_celery
 from service.queue.checks import (
     known_verdicts,
     queue_checks,
@@ -22,6 +22,7 @@ __all__ = [
     "QUEUE",
     "Bell",
     "IdempotencyConflict",
+    "Ringer",
     "Submitted",
     "Sweeper",
     "Swept",

@@ -1,6 +1,8 @@
 """The bell: a Celery message that carries a comparison's id and means "look". All else is in the database."""
 
 import logging
+import threading
+from queue import SimpleQueue
 from typing import Any
 
 from celery import Celery
@@ -89,3 +91,33 @@ class Bell:
 
     def close(self) -> None:
         self._celery.close()
+
+
+class Ringer:
+    """Rings a bell from a thread of its own: nobody who asks waits for the broker.
+
+    What is still to be rung when the process is killed is lost as a message is: the sweeper rings again.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._ids: SimpleQueue[str | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def ring(self, public_id: str) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._ring_all, name="ringer", daemon=True)
+                self._thread.start()
+        self._ids.put(public_id)
+
+    def close(self) -> None:
+        """Rings what is still to be rung, if the broker answers within a few seconds."""
+        if self._thread is not None:
+            self._ids.put(None)
+            self._thread.join(2 * BROKER_SECONDS)
+
+    def _ring_all(self) -> None:
+        while (public_id := self._ids.get()) is not None:
+            self._bell.ring(public_id)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy.exc import IntegrityError
 
 from service.contract import Comparison
-from service.queue.bell import Bell
+from service.queue.bell import Bell, Ringer
 from service.settings import Settings
 from service.store import ComparisonRepository, ComparisonRow, Database, now
 
@@ -26,7 +26,7 @@ class Submitted:
 
 def submit(
     database: Database,
-    bell: Bell,
+    bell: Bell | Ringer,
     settings: Settings,
     comparison: Comparison,
     *,

@@ -13,6 +13,7 @@ from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
 from service.store.deliveries import Delivery, DeliveryRepository
+from service.store.history import Finished, HistoryRepository
 from service.store.host_models import AgentRow, AgentState, HostRow, ReservationRow
 from service.store.hosts import Host, HostRepository, HostSight, Node, NoHosts
 from service.store.logs import LogRepository
@@ -64,8 +65,10 @@ __all__ = [
     "DeliveryRepository",
     "DeliveryRow",
     "DeliveryState",
+    "Finished",
     "GateRow",
     "HeldLease",
+    "HistoryRepository",
     "Host",
     "HostRepository",
     "HostRow",

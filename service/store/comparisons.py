@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
+from sqlalchemy.orm.attributes import set_committed_value
 
 from service.contract import Comparison, Mode, Verdict
 from service.store.models import AttemptRow, ComparisonRow, Status
@@ -59,6 +60,8 @@ class ComparisonRepository:
         )
         self._session.add(row)
         self._session.flush()
+        # Known already: whoever answers with it need not ask for it.
+        set_committed_value(row, "rerun_of", rerun_of)
         return row
 
     def get(self, public_id: str) -> ComparisonRow | None:
@@ -77,7 +80,8 @@ class ComparisonRepository:
 
     def by_idempotency_key(self, key: str) -> ComparisonRow | None:
         """The comparison that a request with this key made."""
-        return self._session.scalar(select(ComparisonRow).where(ComparisonRow.idempotency_key == key))
+        query = select(ComparisonRow).where(ComparisonRow.idempotency_key == key)
+        return self._session.scalar(query.options(joinedload(ComparisonRow.rerun_of)))
 
     def page(
         self, only: ComparisonFilter, *, limit: int, before: int | None = None, with_arms: bool = False
@@ -88,17 +92,6 @@ class ComparisonRepository:
             query = query.options(selectinload(ComparisonRow.attempts).selectinload(AttemptRow.arms))
         if before is not None:
             query = query.where(ComparisonRow.id < before)
-        return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
-
-    def history(self, definition: str, *, limit: int, before: int | None = None) -> list[ComparisonRow]:
-        """At most `limit` finished comparisons of one definition with their gates and arms, newest first."""
-        query = select(ComparisonRow).where(
-            ComparisonRow.definition == definition, ComparisonRow.status == Status.FINISHED.value
-        )
-        if before is not None:
-            query = query.where(ComparisonRow.id < before)
-        attempts = selectinload(ComparisonRow.attempts)
-        query = query.options(attempts.selectinload(AttemptRow.gates), attempts.selectinload(AttemptRow.arms))
         return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
 
     def cancel(self, public_id: str, now: datetime) -> ComparisonRow | None:

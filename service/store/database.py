@@ -1,5 +1,6 @@
 """The engine and the unit of work."""
 
+import select
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -7,10 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_SECONDS = 15
+IDLE_SECONDS = 5
 
 
 class Database:
@@ -27,7 +32,8 @@ class Database:
             self.engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
             _prepare_sqlite(self.engine)
         else:
-            self.engine = create_engine(address, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+            self.engine = create_engine(address, connect_args={"connect_timeout": 5})
+            _hand_out_living(self.engine)
         self._readers = self.engine.execution_options(read_only=True)
 
     @contextmanager
@@ -44,6 +50,36 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _hand_out_living(engine: Engine) -> None:
+    """Hands out no connection that the server has closed.
+
+    As `pool_pre_ping` does, without its journey to the server before every piece of work: a server that goes says so,
+    and its word waits to be read. Only what was idle for long is asked: of a machine that vanished no word ever came.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def put_back(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def take(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if "idle_since" not in record.info:
+            return
+        if _spoken_to(connection.fileno()):
+            raise InvalidatePoolError("the server has closed this connection")
+        if time.monotonic() - record.info["idle_since"] > IDLE_SECONDS:
+            try:
+                engine.dialect.do_ping(connection)
+            except psycopg.Error as error:
+                raise InvalidatePoolError("the server does not know this connection any more") from error
+
+
+def _spoken_to(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -48,6 +48,8 @@ class ComparisonRow(Base):
         Index("ix_comparisons_status_id", "status", "id"),
         Index("ix_comparisons_verdict_id", "verdict", "id"),
         Index("ix_comparisons_status_ring_after", "status", "ring_after"),
+        Index("ix_comparisons_reference_mode_id", "reference_mode", "id"),
+        Index("ix_comparisons_candidate_mode_id", "candidate_mode", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)

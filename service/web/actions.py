@@ -1,6 +1,6 @@
 """What the buttons do. Each does what the API does, then leads to a page."""
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends
 from fastapi.responses import RedirectResponse
 
 from service.api import comparisons as api
@@ -15,7 +15,7 @@ router = APIRouter(dependencies=[Depends(submitter)])
 @router.post("/comparisons")
 def submit_default(context: HasContext) -> RedirectResponse:
     """Queues the comparison with every default."""
-    return _to(api.create(Comparison(), context, Response()).id)
+    return _to(api.queue(context, Comparison()).row.public_id)
 
 
 @router.post("/comparisons/{public_id}/cancel")
@@ -32,7 +32,7 @@ def cancel(public_id: str, context: HasContext) -> RedirectResponse:
 @router.post("/comparisons/{public_id}/rerun")
 def rerun(public_id: str, context: HasContext) -> RedirectResponse:
     """Queues the same comparison again and leads to the new one."""
-    return _to(api.rerun(public_id, context, Response()).id)
+    return _to(api.queue_again(context, public_id).row.public_id)
 
 
 def _to(public_id: str) -> RedirectResponse:

@@ -13,7 +13,7 @@ from service.api.documents import ComparisonDetail, LogChunk
 from service.api.problems import not_found
 from service.context import HasContext
 from service.contract import Gate
-from service.store import ComparisonRepository, ComparisonRow, LogRepository, now
+from service.store import ComparisonRepository, ComparisonRow, HistoryRepository, LogRepository, now
 from service.web.render import page
 from service.web.visitor import Reader
 from service.web.words import SUBJECTS, arm_words
@@ -34,7 +34,7 @@ def comparison(public_id: str, context: HasContext, visitor: Reader) -> HTMLResp
         if row is None:
             raise not_found(public_id)
         moment = now(session)
-        history = comparisons.history(row.definition, limit=HISTORY)
+        history = HistoryRepository(session).page(row.definition, limit=HISTORY)
         shown, chunks = detail(row), _end_of_log(session, row)
     arms = _arms(shown)
     return page(

@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from sqlalchemy import select
 
 from service.settings import Settings
-from service.store import AttemptState, ComparisonFilter, ComparisonRepository, ComparisonRow, Database, Status, migrate
+from service.store import (
+    AttemptRow,
+    AttemptState,
+    ComparisonFilter,
+    ComparisonRepository,
+    ComparisonRow,
+    Database,
+    Status,
+    migrate,
+)
 from tests.chaos.worker import RECORD
 from tests.processes import Program
 from tests.servers import Postgres, Redis, postgres_server, redis_server
@@ -75,6 +85,13 @@ class House:
         with self.database.read() as session:
             only = ComparisonFilter(status=Status.RUNNING)
             return ComparisonRepository(session).page(only, limit=50, with_arms=True)
+
+    @contextmanager
+    def held(self, attempt_id: int) -> Iterator[bool]:
+        """Holds the row of an attempt: nobody else can write to it. Whether it runs still."""
+        running = select(AttemptRow.id).where(AttemptRow.id == attempt_id, AttemptRow.state == AttemptState.RUNNING)
+        with self.database.write() as session:
+            yield session.scalar(running.with_for_update()) is not None
 
     def leave(self) -> dict[str, int]:
         """Tells every program to go. Their exit statuses by name."""

@@ -14,7 +14,9 @@ from tests.chaos.house import WORKERS, House
 from tests.chaos.jobs import Job
 
 PHASES = ("claimed", "checkout", "reference", "candidate", "2 arms side by side", "judging", "recording")
-PHASE_SECONDS = 6.0
+PHASE_SECONDS = 15.0
+# Shorter than a lease: whoever is not killed after all keeps its own.
+HOLD_SECONDS = 1.5
 
 
 class Storm:
@@ -91,23 +93,36 @@ class Storm:
         deadline = time.monotonic() + PHASE_SECONDS
         while time.monotonic() < deadline:
             try:
-                running = self._house.running()
+                if any(self._killed_in(phase, row) for row in self._house.running()):
+                    return f"kill -9 worker, {phase}"
             except Exception:  # the database is one of those that fall
                 break
-            for row in running:
-                worker = self._house.worker_of(row)
-                if worker is not None and self._phase(row) == phase:
-                    self._kill(worker)
-                    return f"kill -9 worker, {phase}"
             time.sleep(0.005)
         self._kill(self._rng.choice(WORKERS))
         return "kill -9 worker, any phase"
 
-    def _phase(self, row: ComparisonRow) -> str:
-        attempt = row.attempts[-1]
-        if (self._house.settings.folder / "artifacts" / "attempts" / str(attempt.id)).exists():
-            return "recording"
-        return attempt.phase or "claimed"
+    def _killed_in(self, phase: str, row: ComparisonRow) -> bool:
+        worker = self._house.worker_of(row)
+        if worker is None:
+            return False
+        current = row.attempts[-1].phase or "claimed"
+        if phase == "recording":
+            return current == "judging" and self._killed_recording(worker, row.attempts[-1].id)
+        if current == phase:
+            self._kill(worker)
+        return current == phase
+
+    def _killed_recording(self, worker: str, attempt_id: int) -> bool:
+        """Recording takes milliseconds; while the row is held, as any slow transaction may hold it, it cannot end."""
+        plots = self._house.settings.folder / "artifacts" / "attempts" / str(attempt_id)
+        with self._house.held(attempt_id) as running:
+            deadline = time.monotonic() + HOLD_SECONDS
+            while running and time.monotonic() < deadline:
+                if plots.exists():
+                    self._kill(worker)
+                    return True
+                time.sleep(0.005)
+        return False
 
     def _sleep(self) -> str:
         """Stop a worker for longer than its lease, as a machine that sleeps is."""

@@ -1,5 +1,6 @@
 """Follows one arm from its start to its end, reading what it writes."""
 
+import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ from worker.launch.protocol import LOG
 from worker.source import describe_source
 
 POLL_SECONDS = 0.05
+# Bytes. What an arm writes is bounded by its disk alone; what of it is in this process at once is bounded by these.
+LOOK = 2**20
+LONGEST_LINE = 2**27
 
 Line = ArmStart | StepRecord | ArmEnd
 _line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
@@ -56,7 +60,7 @@ class ArmOutcome:
 
 
 class Tail:
-    """New text of a growing file since the last look."""
+    """New bytes of a growing file since the last look, at most `LOOK` at a time."""
 
     def __init__(self, path: Path):
         self._path, self._offset = path, 0
@@ -67,13 +71,34 @@ class Tail:
             return b""
         with file:
             file.seek(self._offset)
-            new = file.read()
+            new = file.read(LOOK)
         self._offset += len(new)
         return new
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes are there to be read."""
+        try:
+            return self._path.lstat().st_size - self._offset
+        except OSError:
+            return 0
+
+    def skip_to_end(self) -> int:
+        """Leaves out all but the last `LOOK` bytes that wait. How many those were."""
+        left_out = max(0, self.waiting - LOOK)
+        self._offset += left_out
+        return left_out
+
+
+class LineTooLong(Exception):
+    """A line of a record is longer than any that an arm of ours writes."""
+
 
 class RecordReader:
-    """Reads a record while it is written; a line counts once its newline is there."""
+    """Reads a record while it is written; a line counts once its newline is there.
+
+    Raises LineTooLong, and ValidationError for what is no line of a record.
+    """
 
     def __init__(self, path: Path):
         self._tail, self._rest = Tail(path), b""
@@ -82,16 +107,22 @@ class RecordReader:
         self._end: ArmEnd | None = None
 
     def read(self) -> Iterator[Line]:
-        *lines, self._rest = (self._rest + self._tail.read()).split(b"\n")
-        for text in lines:
-            line = _line.validate_json(text)
-            if isinstance(line, StepRecord):
-                self._steps.append(line)
-            elif isinstance(line, ArmStart):
-                self._start = line
-            else:
-                self._end = line
-            yield line
+        # As much as is there now: one that writes faster than it is read must not keep the reader here.
+        for _ in range(math.ceil(self._tail.waiting / LOOK)):
+            *lines, self._rest = (self._rest + self._tail.read()).split(b"\n")
+            if len(self._rest) > LONGEST_LINE:
+                raise LineTooLong(f"a line of it is longer than {LONGEST_LINE:,} bytes")
+            for text in lines:
+                yield self._keep(_line.validate_json(text))
+
+    def _keep(self, line: Line) -> Line:
+        if isinstance(line, StepRecord):
+            self._steps.append(line)
+        elif isinstance(line, ArmStart):
+            self._start = line
+        else:
+            self._end = line
+        return line
 
     @property
     def record(self) -> ArmRecord:
@@ -138,8 +169,9 @@ def run_arm(
         else:
             error = None if status == 0 and reader.record.end else _error(folder, status, spec)
             error = error or _wrong_source(reader.record, source)
-    except ValidationError as fault:
-        message = f"the record cannot be read: {fault.errors()[0]['msg']}"
+    except (ValidationError, LineTooLong) as fault:
+        why = fault.errors()[0]["msg"] if isinstance(fault, ValidationError) else fault
+        message = f"the record cannot be read: {why}"
         error = ArmError(kind=ErrorKind.CRASH, message=message)
     finally:
         running.stop()
@@ -149,8 +181,7 @@ def run_arm(
 def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> bool:
     """Whether there was progress."""
     progress = False
-    if text := log.read().decode("utf-8", errors="replace"):
-        observer.log(role, text)
+    _report_log(role, log, observer)
     for line in reader.read():
         progress = True
         if isinstance(line, ArmStart):
@@ -158,6 +189,19 @@ def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> b
         elif isinstance(line, StepRecord):
             observer.step(role, line)
     return progress
+
+
+def _report_log(role: str, log: Tail, observer: Observer) -> None:
+    """What is new: of more than two looks' worth the head and the tail, so that no log is ever held whole."""
+    _say(role, log.read(), observer)
+    if left_out := log.skip_to_end():
+        _say(role, f"\n[… {left_out:,} bytes left out …]\n".encode(), observer)
+    _say(role, log.read(), observer)
+
+
+def _say(role: str, text: bytes, observer: Observer) -> None:
+    if text:
+        observer.log(role, text.decode("utf-8", errors="replace"))
 
 
 def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
@@ -188,6 +232,7 @@ def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
         return (telling or errors)[0]
     if status == 0:
         return ArmError(kind=ErrorKind.CRASH, message="the arm ended without finishing its record")
+    # torchrun says at the end who was killed.
     if KILLED.search(content(folder / LOG).decode("utf-8", errors="replace")):
         sizes = "batch_size, seq_len, hidden_size or vocab_size"
         return ArmError(

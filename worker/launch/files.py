@@ -5,6 +5,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+# Bytes. A file is as long as an arm likes; so much of it fits into memory.
+MOST = 2**20
+
 
 def opened(path: Path) -> BinaryIO | None:
     """A file of an arm's folder to read, if it is one."""
@@ -19,12 +22,13 @@ def opened(path: Path) -> BinaryIO | None:
 
 
 def content(path: Path) -> bytes:
-    """What is in a file of an arm's folder; nothing if it is none."""
+    """What is in a file of an arm's folder, of a long one the last `MOST` bytes; nothing if it is none."""
     file = opened(path)
     if file is None:
         return b""
     with file:
-        return file.read()
+        file.seek(max(0, os.fstat(file.fileno()).st_size - MOST))
+        return file.read(MOST)
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,16 +1,34 @@
 """`doctor`, `prune`, `backup` and `restore`."""
 
 import os
+import subprocess
 import time
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import select
 
 from service.artifacts import ArtifactFolder
 from service.cli import cli
-from service.queue import Bell, submit
+from service.contract import Suite, Target
+from service.queue import Bell, queue_checks, settle, submit
 from service.settings import Settings, get_settings
-from service.store import ComparisonFilter, ComparisonRepository, Database, LogRepository, PruneRepository, now
+from service.store import (
+    CheckRepository,
+    ComparisonFilter,
+    ComparisonRepository,
+    Database,
+    Delivery,
+    DeliveryRepository,
+    DeliveryRow,
+    DeliveryState,
+    LogRepository,
+    PruneRepository,
+    ReportKind,
+    ReportRepository,
+    now,
+)
+from tests.servers import postgres_program
 from tests.service.documents import tiny
 
 
@@ -22,6 +40,13 @@ def run(*arguments: str, **environment: str):
     finally:
         get_settings.cache_clear()
     return done
+
+
+def prune(settings: Settings, *options: str) -> str:
+    here = {"CLIPWATCH_DATABASE_URL": settings.database_url, "CLIPWATCH_DATA_DIR": str(settings.folder)}
+    done = run("prune", *options, **here)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
 
 
 def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path) -> None:
@@ -76,23 +101,17 @@ class TestPrune:
         with database.read() as session:
             return [row.public_id for row in ComparisonRepository(session).page(ComparisonFilter(), limit=9)]
 
-    def prune(self, settings: Settings, *options: str) -> str:
-        here = {"CLIPWATCH_DATABASE_URL": settings.database_url, "CLIPWATCH_DATA_DIR": str(settings.folder)}
-        done = run("prune", *options, **here)
-        assert done.exit_code == 0, done.stderr
-        return done.stdout
-
     def test_a_dry_run_and_young_ones_change_nothing(self, settings, database, old_and_new) -> None:
-        said = self.prune(settings, "--older-than", "0", "--dry-run")
-        assert said.startswith("would forget 1 comparisons, 1 artifacts and 1 pieces of log")
-        assert self.prune(settings, "--older-than", "1").startswith("forgot 0 comparisons, 0 artifacts and 0 pieces")
+        said = prune(settings, "--older-than", "0", "--dry-run")
+        assert said.startswith("would forget 1 comparisons, 1 artifacts, 1 pieces of log, 0 checks and 0 deliveries")
+        assert prune(settings, "--older-than", "1").startswith("forgot 0 comparisons, 0 artifacts, 0 pieces")
         assert self.names(database) == old_and_new[::-1]
 
     def test_logs_and_artifacts_can_go_before_verdicts(self, settings, database, old_and_new) -> None:
         files = settings.folder / "artifacts" / "attempts" / "1"
-        self.prune(settings, "--older-than", "0", "--what", "logs")
+        prune(settings, "--older-than", "0", "--what", "logs")
         assert list(files.iterdir())
-        self.prune(settings, "--older-than", "0", "--what", "artifacts")
+        prune(settings, "--older-than", "0", "--what", "artifacts")
         assert not list(files.iterdir())
         with database.read() as session:
             row = ComparisonRepository(session).get(old_and_new[0])
@@ -100,7 +119,7 @@ class TestPrune:
             assert LogRepository(session).after(row.id) == []
 
     def test_what_is_old_goes_with_all_that_belongs_to_it(self, settings, database, old_and_new) -> None:
-        self.prune(settings, "--older-than", "0")
+        prune(settings, "--older-than", "0")
         assert self.names(database) == old_and_new[1:]
         with database.read() as session:
             assert ComparisonRepository(session).get(old_and_new[1]).rerun_of is None
@@ -127,6 +146,57 @@ class TestPruneArms:
             assert done.stdout.endswith(f", and {int(what == 'arms')} finished arms\n")
         assert [file.name for file in folder.iterdir()] == ["young"]
         assert artifacts.read("arms/young") == b"an arm"
+
+
+class TestPruneChecks:
+    """Checks, what is told of them, and what was heard."""
+
+    TARGET = Target(repository="me/opacus", branch="main", sha="a" * 40)
+
+    def queue_check(self, database, settings) -> tuple[int, str]:
+        """A check of one comparison, and what is to be told of it."""
+        with database.write() as session:
+            suite = Suite(name="s", comparisons=(tiny("only"),))
+            (row,) = queue_checks(session, settings, self.TARGET, [suite])
+            ReportRepository(session).want(f"commit:{row.public_id}", ReportKind.COMMIT, now(session), check_id=row.id)
+            return row.id, row.entries[0].comparison.public_id
+
+    def hear(self, database, number: int, branch: str) -> None:
+        document = Delivery(f"guid {number}", "watch", "push", "me/opacus", {}, branch=branch, sha="a" * 40)
+        with database.write() as session:
+            deliveries, moment = DeliveryRepository(session), now(session)
+            assert deliveries.remember(document, moment)
+            (row,) = deliveries.received()
+            assert deliveries.move(row.id, DeliveryState.RECEIVED, DeliveryState.DONE, "", moment)
+
+    def test_an_old_check_goes_with_its_reports_and_a_young_one_keeps_its_comparison(
+        self, settings, database, finish
+    ) -> None:
+        old, ended = self.queue_check(database, settings)
+        finish(ended)
+        assert settle(database, settings) == 1
+        young, done_early = self.queue_check(database, settings)
+        finish(done_early)
+        said = prune(settings, "--older-than", "0")
+        assert said.startswith("forgot 1 comparisons, 1 artifacts, 0 pieces of log, 1 checks and 0 deliveries")
+        with database.read() as session:
+            assert [CheckRepository(session).by_id(one) is None for one in (old, young)] == [True, False]
+            assert [len(ReportRepository(session).of_check(one)) for one in (old, young)] == [0, 1]
+            assert ComparisonRepository(session).get(ended) is None
+            assert ComparisonRepository(session).get(done_early) is not None
+
+    def test_the_newest_delivery_of_a_branch_stays_and_what_is_not_handled_does(self, settings, database) -> None:
+        for number, branch in enumerate(["main", "main", "main", "dev"]):
+            self.hear(database, number, branch)
+        with database.write() as session:
+            assert DeliveryRepository(session).remember(
+                Delivery("waits", "watch", "push", "me/opacus", {}, branch="main", sha="a" * 40), now(session)
+            )
+        assert "3 deliveries" in prune(settings, "--older-than", "0", "--dry-run")
+        prune(settings, "--older-than", "0")
+        with database.read() as session:
+            kept = session.scalars(select(DeliveryRow.guid).order_by(DeliveryRow.id))
+            assert list(kept) == ["guid 3", "waits"]
 
 
 class TestBackup:
@@ -164,6 +234,28 @@ class TestBackup:
         refused = run("restore", str(broken), CLIPWATCH_DATA_DIR=str(tmp_path / "there"))
         assert refused.exit_code == 3
         assert not (tmp_path / "there" / "clipwatch.db").exists()
+
+    def test_postgresql_comes_back_by_its_own_tools(self, postgres, postgres_template, tmp_path) -> None:
+        kept, back = (postgres.create(name, postgres_template) for name in ("kept", "back"))
+        database, bell = Database(kept), Bell(Settings(data_dir=tmp_path))
+        made = submit(database, bell, Settings(data_dir=tmp_path), tiny("kept")).row.public_id
+        database.close()
+        bell.close()
+        dump = str(tmp_path / "clipwatch.dump")
+        for command in (
+            ["pg_dump", "--format=custom", "--file", dump, kept],
+            ["pg_restore", "--clean", "--if-exists", "--exit-on-error", "--dbname", back, dump],
+        ):
+            words = [word.replace("postgresql+psycopg://", "postgresql://") for word in command]
+            done = subprocess.run([postgres_program(words[0]), *words[1:]], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        assert run("migrate", CLIPWATCH_DATABASE_URL=back, CLIPWATCH_DATA_DIR=str(tmp_path)).exit_code == 0
+        restored = Database(back)
+        with restored.read() as session:
+            assert ComparisonRepository(session).get(made).name == "kept"
+        restored.close()
+        for name in ("kept", "back"):
+            postgres.drop(name)
 
     def test_postgresql_has_its_own(self, tmp_path) -> None:
         refused = run("backup", str(tmp_path / "x"), CLIPWATCH_DATABASE_URL="postgresql://me@h/d")

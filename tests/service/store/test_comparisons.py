@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from service.contract import Mode, Verdict
-from service.store import AttemptRepository, ComparisonFilter, ComparisonRepository, Database, Status
+from service.store import AttemptRepository, ComparisonFilter, ComparisonRepository, Database, HistoryRepository, Status
 from service.store.types import UtcDateTime
 from tests.service.documents import result, tiny
 
@@ -66,9 +66,13 @@ def test_history_has_the_finished_ones_of_one_definition(database) -> None:
     for public_id in (first, second, other):
         finish(database, public_id)
     with database.read() as session:
-        rows = ComparisonRepository(session).history(tiny().definition, limit=5)
+        repository = HistoryRepository(session)
+        rows = repository.page(tiny().definition, limit=5, with_results=True)
         assert [row.name for row in rows] == ["2", "1"]
-        assert len(rows[0].attempts[0].gates) == 5
+        assert [len(row.gates) for row in rows] == [5, 5]
+        assert rows[0].versions == {"reference": {"torch": "2.13.0", "opacus": "1.6.0"}}
+        (older,) = repository.page(tiny().definition, limit=5, before=rows[0].id)
+        assert (older.public_id, older.gates) == (first, [])
 
 
 def test_cancel_ends_what_is_queued_and_leaves_what_is_finished(database) -> None:

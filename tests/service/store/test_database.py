@@ -1,0 +1,33 @@
+"""The pool: a connection that the server has closed is never handed out."""
+
+import pytest
+from sqlalchemy import create_engine, select, text
+
+from service.store import Database
+from service.store import database as database_module
+
+
+@pytest.fixture
+def backend() -> str:
+    return "postgresql"
+
+
+def hang_up(database: Database) -> None:
+    """Ends every other connection to the database, as an administrator may, and a restart does."""
+    other = create_engine(database.engine.url)
+    with other.connect() as connection:
+        others = "pid <> pg_backend_pid() AND datname = current_database()"
+        connection.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}"))
+    other.dispose()
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["idle for a moment", "idle for long"])
+def test_connections_that_the_server_closed_are_replaced(database, asked, monkeypatch) -> None:
+    if asked:
+        monkeypatch.setattr(database_module, "IDLE_SECONDS", -1)
+        monkeypatch.setattr(database_module, "_spoken_to", lambda _descriptor: False)
+    with database.read() as first, database.read() as second:
+        assert (first.scalar(select(1)), second.scalar(select(1))) == (1, 1)
+    hang_up(database)
+    with database.read() as first, database.write() as second:
+        assert (first.scalar(select(1)), second.scalar(select(1))) == (1, 1)
