@@ -107,6 +107,7 @@ def test_a_watch_goes_on_where_it_was_and_lists_again_when_that_is_forgotten(opt
     with cluster_of(options) as (server, launcher):
         arm = launcher().start(SPEC, tmp_path / "reference")
         (name,) = server.objects["pods"]
+        until(lambda: server.count("GET", "watch="))
         server.set_pod(name, phase="Running")
         until(lambda: server.count("GET", "watch=") >= 3)
         assert server.lists("pods") == 1
