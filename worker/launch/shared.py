@@ -61,7 +61,7 @@ class SharedArm:
             status = self._first.running.poll()
             if status is not None:
                 for file in self._first.folder.iterdir():
-                    if file.is_file():
+                    if file.is_file() and not file.is_symlink():
                         shutil.copy2(file, self._folder)
                 self._status = status
         return self._status

@@ -40,8 +40,8 @@ class KubernetesLauncher:
             raise LaunchError("device cuda was asked for, but arms get no GPU in this cluster (kubernetes_device)")
         device = Device.CPU if arm.device is Device.CPU else options.device
         all_ranks = options.ranks_per_node if device is Device.CUDA else CPU_WORLD_SIZE
-        world_size = arm.world_size or (all_ranks if arm.mode.sharded else 1)
-        self._nodes(world_size)
+        world_size = arm.world_size or (all_ranks * arm.nodes if arm.mode.sharded else arm.nodes)
+        self._nodes(world_size, arm.nodes)
         kernels = arm.kernels
         if kernels is Kernels.AUTO:
             kernels = Kernels.TRITON if device is Device.CUDA else Kernels.TORCH
@@ -80,7 +80,7 @@ class KubernetesLauncher:
     def _job(self, spec: ArmSpec, folder: Path, source: Path | None) -> ArmJob:
         ranks = spec.arm.world_size
         assert ranks is not None, "the arm must be resolved"
-        nodes = self._nodes(ranks)
+        nodes = self._nodes(ranks, spec.arm.nodes)
         name = name_of(self._options.conductor, folder)
         return ArmJob(
             name=name,
@@ -92,10 +92,10 @@ class KubernetesLauncher:
             digest=sha256(f"{spec.model_dump_json()}\0{source}".encode()).hexdigest()[:32],
         )
 
-    def _nodes(self, ranks: int) -> int:
-        """The fewest nodes that share the ranks evenly."""
+    def _nodes(self, ranks: int, least: int) -> int:
+        """The fewest nodes, but at least so many, that share the ranks evenly."""
         most = self._options.ranks_per_node
-        fewest = math.ceil(ranks / most)
+        fewest = max(least, math.ceil(ranks / most))
         nodes = next(nodes for nodes in range(fewest, ranks + 1) if ranks % nodes == 0)
         if nodes > self._options.max_nodes:
             raise LaunchError(

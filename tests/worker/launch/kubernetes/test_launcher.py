@@ -244,15 +244,16 @@ def test_what_the_cluster_does_not_have_is_said_before(options, arm, words):
         launcher().resolve(arm)
 
 
-def test_ranks_are_spread_evenly_over_the_fewest_nodes(options, tmp_path):
+@pytest.mark.parametrize(("asked", "nodes", "gpus"), [(1, 2, "3"), (3, 3, "2")], ids=["fewest", "as asked for"])
+def test_ranks_are_spread_evenly_over_the_fewest_nodes(options, tmp_path, asked, nodes, gpus):
     with cluster_of(options) as (server, launcher):
         wide = replace(options, ranks_per_node=4, device=Device.CUDA)
-        arm = launcher(wide).resolve(Arm(mode=Mode.FLASH_FSDP, world_size=6))
+        arm = launcher(wide).resolve(Arm(mode=Mode.FLASH_FSDP, world_size=6, nodes=asked))
         assert (arm.device, arm.kernels) == (Device.CUDA, Kernels.TRITON)
         launcher(wide).start(ArmSpec(workload=tiny(), arm=arm), tmp_path / "candidate").stop()
         pods = [p for _, kind, p in server.history if kind == "ADDED"]
-        assert len(pods) == 2
-        assert {p["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for p in pods} == {"3"}
+        assert len(pods) == nodes
+        assert {p["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for p in pods} == {gpus}
 
 
 def test_the_role_of_workers_allows_exactly_what_is_asked_for(options, tmp_path):
