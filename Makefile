@@ -11,7 +11,7 @@ run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verd
 	$(BIN)/clipwatch up --demo
 
 test: $(VENV)/.installed-dev lint  ## Lint, type check, walls, and every test that can run here
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

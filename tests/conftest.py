@@ -83,3 +83,9 @@ def database(settings: Settings) -> Iterator[Database]:
     opened = Database(settings.database)
     yield opened
     opened.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: one that begins last keeps a worker alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -13,6 +13,7 @@ from tests.worker.judge.records import record
 JOBS, SEED = 4, 15
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_short_storm_loses_and_doubles_nothing(tmp_path) -> None:
     report = run_storm(_made_up_record(tmp_path), JOBS, seed=SEED, say=lambda _: None, blows=2 / JOBS)

@@ -34,6 +34,9 @@ def flash_norm_of_linear_by_token():
     right = "self.functions.linear_weight(activations, backprops, input_precision=self.input_precision)"
     by_token = "(activations.square().sum(2) * backprops.square().sum(2)).sum(1)"
     edit("worker.flash.backend:Backend.linear_weight", (right, by_token))
+    together = "self.functions.linear_weights(pairs, input_precision=self.input_precision)"
+    by_token = "torch.stack([(a.square().sum(2) * g.square().sum(2)).sum(1) for a, g in pairs])"
+    edit("worker.flash.backend:Backend.linear_weights", (together, by_token))
 
 
 @fault("clipwatch flash sampler of LayerNorm", parameters=("*norm.weight",))
@@ -41,10 +44,8 @@ def flash_norm_of_layer_norm_not_normalised():
     """Flash Clipping's gradient of a LayerNorm's weight uses the layer's input as it came, not normalised."""
     edit(
         "worker.flash.samplers:layer_norm",
-        (
-            "backend.layer_norm_gradients(_tokens(activations[0], len(shape)), g, layer.eps)",
-            "((g * _tokens(activations[0], len(shape))).sum(1), g.sum(1))",
-        ),
+        ("backend.layer_norm_gradients(x, g, layer.eps)", "((g * x).sum(1), g.sum(1))"),
+        ("TokenSum(g, x, layer.eps)", "TokenSum(g * x)"),
     )
 
 

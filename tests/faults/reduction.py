@@ -14,7 +14,7 @@ def averaged_over_ranks():
     """flash_fsdp averages over ranks in place of summing."""
     edit(
         "worker.flash.module:GradSampleModuleFlashFSDP._write",
-        ("gradient.to(parameter.dtype)", "gradient.to(parameter.dtype) / parameter.device_mesh.size()"),
+        ("add(parameter, gradient)", "add(parameter, gradient / parameter.device_mesh.size())"),
     )
 
 

@@ -43,6 +43,7 @@ def clipwatch(*words, folder, **environment):
     )
 
 
+@pytest.mark.slow
 def test_compare_passes_prints_gates_and_keeps_its_results(tmp_path):
     done = clipwatch("compare", *TINY, "--tolerance", "1e-5", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,7 @@ def test_compare_passes_prints_gates_and_keeps_its_results(tmp_path):
     assert (folder / "plots" / "loss.png").exists()
 
 
+@pytest.mark.slow
 def test_compare_fails_with_1_and_json_alone_on_standard_output(tmp_path):
     """bf16 against float32 cannot agree to 1e-9: an honest failure, with underscores in the options."""
     words = [word.replace("-", "_").replace("__", "--") for word in TINY]

@@ -50,6 +50,7 @@ class TestRedisAndPostgres:
             ring_seconds=1,
         )
 
+    @pytest.mark.slow
     def test_after_kill_9_another_worker_finishes(self, database, bell, settings, tmp_path) -> None:
         comparison = tiny(reference=Mode.GHOST, candidate=Mode.GHOST, num_samples=200)
         with running(["worker"], settings, tmp_path / "first.log") as first:
@@ -80,6 +81,7 @@ class TestEmbedded:
     def backend(self) -> str:
         return "sqlite"
 
+    @pytest.mark.slow
     def test_on_sigterm_it_gives_back_what_it_had_and_goes(self, database, bell, settings, tmp_path) -> None:
         public_id = submit(database, bell, settings, tiny(num_samples=400_000)).row.public_id
         with running(["worker"], settings, tmp_path / "worker.log") as worker:

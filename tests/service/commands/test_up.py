@@ -44,6 +44,7 @@ def clipwatch(settings: Settings, *arguments: str, text: str = "") -> subprocess
     )
 
 
+@pytest.mark.slow
 def test_it_serves_conducts_and_ends_with_all_that_it_started(settings, tmp_path) -> None:
     with running(["up"], settings, tmp_path / "up.log") as up:
         up.says(READY)

@@ -84,6 +84,7 @@ def commits(settings, tmp_path) -> list[tuple[str, str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_signed_push_leads_to_a_check_run_with_the_right_verdict(settings, github, tmp_path) -> None:
     with running(["up"], settings, tmp_path / "up.log") as up:
         up.says("Clipwatch is ready")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ class Program:
     def resolve(self, arm: Arm) -> Arm:
         return arm
 
-    def start(self, spec: ArmSpec, folder: Path, source: Path | None = None) -> "Program":
+    def start(
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
+    ) -> "Program":
         with (folder / LOG).open("wb") as log:
             self._process = subprocess.Popen([sys.executable, "-S", "-c", self._text], cwd=folder, stdout=log)
         # Whatever it writes is there at the first look.

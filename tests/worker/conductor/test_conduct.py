@@ -54,6 +54,7 @@ def row(database: Database, public_id: str):
         return ComparisonRepository(session).get(public_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 def test_a_comparison_is_run_judged_and_recorded(database, settings, conductor) -> None:
     public_id = queue(database, tiny())

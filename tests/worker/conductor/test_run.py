@@ -36,6 +36,7 @@ def conduct(folder, launcher, observer=None, stop=None, reference=FLASH, candida
     )
 
 
+@pytest.mark.slow
 def test_flash_passes_against_flash_fsdp_and_progress_is_told(tmp_path):
     observer = Recording()
     outcome = conduct(tmp_path, LocalLauncher(), observer)

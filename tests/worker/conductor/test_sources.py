@@ -41,6 +41,7 @@ def conduct(folder, checkout, reference, candidate, launcher=None, observer=None
     )
 
 
+@pytest.mark.slow
 def test_native_flash_against_clipwatchs_on_one_commit(tmp_path, repository, checkout):
     sha = commit_changed_opacus(repository, NATIVE_FLASH)
     native = cpu_arm(Mode.FLASH, opacus="commit:main")

@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 from service.contract import Verdict
 from service.store import AttemptState
 from tests.processes import alive
@@ -9,6 +11,7 @@ from tests.waiting import until
 from tests.worker.fleet.house import FleetHouse, over_hosts_first
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
     public_id = house.submit(over_hosts_first(2, num_samples=400))
     until(lambda: house.training(public_id), 240)
