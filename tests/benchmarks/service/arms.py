@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.contract import RECORD_FILE, ArmSpec, Comparison
+from service.contract import RECORD_FILE, ArmSpec, Comparison, Workload
 from service.settings import Settings
 from tests.benchmarks.service.client import Client, Request
 from tests.benchmarks.service.report import Row
@@ -29,8 +29,6 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GLOO_SOCKET
 # As the service's launcher calls it, without what the service puts around it.
 TORCHRUN = ["-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
 TORCHRUN += ["--local-addr=127.0.0.1", "--max-restarts=0", "--no-python", sys.executable, "-u", "-m", "worker.training"]
-# Until another comparison may take over a finished arm there is no such field.
-REUSE = "reuse"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Service:
 
 def measure_start(servers: Servers, folder: Path, rounds: int, say: Callable[[str], None]) -> list[Row]:
     """One row: seconds until the first step from a POST, less those from torchrun by hand; medians of the rounds."""
-    comparison = tiny("start", oracle_steps=0)
+    comparison = tiny("start").model_copy(update={"reuse": False})
     spec = _specs(comparison)["reference"]
     mine, other = [], []
     with _service(servers, folder / "start") as service:
@@ -81,26 +79,24 @@ def measure_start(servers: Servers, folder: Path, rounds: int, say: Callable[[st
 
 def measure_verdict(servers: Servers, folder: Path, rounds: int, say: Callable[[str], None]) -> list[Row]:
     """Two rows: the time of a verdict ÷ that of both arms by hand, without and with a reference that is reused."""
-    comparison = Comparison(oracle_steps=0)
-    fresh = comparison.model_copy(update={REUSE: False}) if REUSE in Comparison.model_fields else comparison
     mine, other, reused = [], [], []
     with _service(servers, folder / "verdict") as service:
         for number in range(rounds):
+            # Of another seed in each round: no arm is there already.
+            comparison = Comparison(workload=Workload(seed=number), oracle_steps=0, reuse=False)
             arms = _specs(comparison).items()
             other.append(sum(_hand(spec, folder / f"hand-{role}-{number}") for role, spec in arms))
-            mine.append(_judged(service, fresh))
+            mine.append(_judged(service, comparison))
             say(f"verdict, round {number + 1} of {rounds}: {mine[-1]:.1f} s, by hand {other[-1]:.1f} s")
-            if REUSE in Comparison.model_fields:
-                # Another candidate than before: the reference alone is there already.
-                candidate = comparison.candidate.model_copy(update={"mode": comparison.reference.mode})
-                again = {REUSE: True, "candidate": candidate.model_copy(update={"world_size": 2})}
-                reused.append(_judged(service, comparison.model_copy(update=again)))
-                say(f"verdict, reference reused: {reused[-1]:.1f} s")
-    rows = [_times("verdict ÷ both arms by hand", mine, other, MOST_TIMES)]
-    what = "verdict with the reference reused ÷ both arms by hand"
-    if not reused:
-        return [*rows, Row(what, "not run: a finished arm cannot be reused yet", f"≤ {MOST_TIMES_REUSED:.2f}", None)]
-    return [*rows, _times(what, reused, other, MOST_TIMES_REUSED)]
+            # Another candidate: the reference alone is there by now.
+            candidate = comparison.candidate.model_copy(update={"mode": comparison.reference.mode, "world_size": 2})
+            again = comparison.model_copy(update={"reuse": True, "candidate": candidate})
+            reused.append(_judged(service, again))
+            say(f"verdict, reference reused: {reused[-1]:.1f} s")
+    return [
+        _times("verdict ÷ both arms by hand", mine, other, MOST_TIMES),
+        _times("verdict with the reference reused ÷ both arms by hand", reused, other, MOST_TIMES_REUSED),
+    ]
 
 
 def _times(what: str, mine: list[float], other: list[float], most: float) -> Row:
