@@ -4,14 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Files with slow tests come first (tests/conftest.py), in the order of their collection.
+SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos
-.PHONY: container-test bench-service clean
+.PHONY: container-test bench-service coverage clean
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
 
 test: $(VENV)/.installed-dev lint  ## Lint, type check, walls, and every test that can run here
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+coverage: $(VENV)/.installed-dev  ## The same tests, and which lines they reach
+	$(BIN)/python -m pytest $(SPREAD) --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -124,13 +124,14 @@ class ComparisonRepository:
     def take_due_rings(self, now: datetime, interval: timedelta, limit: int) -> list[str]:
         """Public ids of at most `limit` queued comparisons to ring for, oldest first; each is due again later.
 
-        One that is due further away than `interval` was queued before the clock was set back: it is due too.
+        One that is due further away than twice `interval` was queued before the clock was set back: it is due too.
+        Less far away is what another sweeper, whose `now` is a little later, has just put off.
         """
         later = now + interval
         due = (
             select(ComparisonRow)
             .where(ComparisonRow.status == Status.QUEUED.value)
-            .where(or_(ComparisonRow.ring_after <= now, ComparisonRow.ring_after > later))
+            .where(or_(ComparisonRow.ring_after <= now, ComparisonRow.ring_after > later + interval))
             .order_by(ComparisonRow.id)
             .limit(limit)
             .with_for_update(skip_locked=True)

@@ -214,6 +214,7 @@ def test_without_git_it_says_so(checkout, monkeypatch):
 
 
 def test_stop_ends_a_fetch_that_hangs(tmp_path):
+    before = set(psutil.Process().children(recursive=True))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         checkout = Checkout(f"git://127.0.0.1:{silent.getsockname()[1]}/opacus", tmp_path)
         stop, ended = threading.Event(), []
@@ -227,7 +228,7 @@ def test_stop_ends_a_fetch_that_hangs(tmp_path):
         thread.start()
         connection, _ = silent.accept()
         with connection:
-            fetching = psutil.Process().children(recursive=True)
+            fetching = set(psutil.Process().children(recursive=True)) - before
             assert any("fetch" in process.cmdline() for process in fetching)
             stop.set()
             until(lambda: ended)
