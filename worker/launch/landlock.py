@@ -78,14 +78,16 @@ def restrict(rules: Mapping[int, Iterable[Path]]) -> None:
 def restrict_ports(ports: Iterable[int]) -> None:
     """Allows this process and its children to bind and connect TCP sockets to `ports` alone; 0 is any free port.
 
-    The kernel's Landlock must be of version 4, and no new privileges must be set.
+    The kernel's Landlock must be of version 4, and no new privileges must be set. Files are left as they are: a
+    ruleset that says nothing of moving a file to another folder forbids it, so this one allows it everywhere.
 
     Raises:
         OSError: the kernel refused.
     """
     both = BIND_TCP | CONNECT_TCP
-    descriptor = _call(CREATE, ctypes.byref(Ruleset(0, both, 0)), ctypes.c_size_t(16), ctypes.c_uint32(0))
+    descriptor = _call(CREATE, ctypes.byref(Ruleset(REFER, both, 0)), ctypes.c_size_t(16), ctypes.c_uint32(0))
     try:
+        _allow(descriptor, REFER, Path("/"))
         for port in ports:
             rule = Port(both, port)
             _call(ADD_RULE, ctypes.c_int(descriptor), ctypes.c_int(NET_PORT), ctypes.byref(rule), ctypes.c_uint32(0))

@@ -15,7 +15,8 @@ from worker.launch.rendezvous import Meeting, free_port
 
 PORTS = range(29_300, 29_400)
 
-# Run by torchrun in place of the training: tries each port of its first argument, on its own interface.
+# Run by torchrun in place of the training: tries each port of its first argument, on its own interface, and moves a
+# file to another folder, as Triton does with each kernel that it compiles.
 TRY = """
 import json, os, pathlib, socket, sys
 def reach(port):
@@ -26,7 +27,10 @@ def reach(port):
     return "reached"
 found = {"rank": os.environ["RANK"], "nic": os.environ["GLOO_SOCKET_IFNAME"]}
 found["ports"] = [reach(port) for port in json.loads(sys.argv[1])]
-pathlib.Path(sys.argv[-1], "found").write_text(json.dumps(found))
+folder = pathlib.Path(sys.argv[-1])
+(folder / "compiled").mkdir()
+(folder / "moved").write_text(json.dumps(found))
+os.replace(folder / "moved", folder / "compiled" / "found")
 """
 
 
@@ -49,7 +53,7 @@ def test_an_arm_of_several_hosts_reaches_ports_that_nobody_chose_and_no_other(tm
     log = (tmp_path / "log.txt").read_text()
     assert running.poll() == 0, log
     assert "confined: limits, privileges, ports, files; not confined: –" in log
-    assert json.loads((tmp_path / "found").read_text()) == {
+    assert json.loads((tmp_path / "compiled" / "found").read_text()) == {
         "rank": "0",
         "nic": "lo",
         "ports": ["reached", "PermissionError"],
