@@ -6,7 +6,7 @@ from celery import signals
 
 from service.artifacts import ArtifactFolder
 from service.commands.fault import Fault
-from service.queue import LOOK, LOOK_AGENT, QUEUE, make_celery
+from service.queue import LOOK, LOOK_AGENT, QUEUE, Bell, make_celery
 from service.settings import get_settings
 from service.store import Database
 from service.telemetry import bound, configure_logging, span, start_tracing
@@ -30,13 +30,15 @@ def main(launcher: Launcher | None = None) -> None:
 
 def _serve(database: Database, launcher: Launcher, member: Member | None) -> None:
     settings = get_settings()
-    app = make_celery(settings)
+    app, bell = make_celery(settings), Bell(settings)
     fleet = member.fleet if member else None
     conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, make_places(settings), fleet)
 
     @app.task(name=LOOK)
-    def look(public_id: str) -> None:
-        """Conduct the comparison, if it is still queued."""
+    def look(public_id: str, *others: str) -> None:
+        """Conduct the comparison, if it is still queued, once each of the others has a bell of its own."""
+        for other in others:
+            bell.ring(other)
         with bound(comparison=public_id), span("conduct", comparison=public_id):
             conductor.conduct(public_id)
 

@@ -1,7 +1,8 @@
-"""The bell: a Celery message that carries a comparison's id and means "look". All else is in the database."""
+"""The bell: a Celery message that carries comparisons' ids and means "look". All else is in the database."""
 
 import logging
 import threading
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,6 +15,7 @@ LOOK = "clipwatch.look"
 LOOK_AGENT = "clipwatch.look_agent"
 QUEUE = "clipwatch"
 BROKER_SECONDS = 2
+TOGETHER_SECONDS, MOST_TOGETHER = 0.05, 50
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,13 @@ class Bell:
     def __init__(self, settings: Settings) -> None:
         self._celery = make_celery(settings)
 
-    def ring(self, public_id: str) -> bool:
-        """Publishes "look at this id". False, with a line in the log, when the broker cannot be reached."""
+    def ring(self, *public_ids: str) -> bool:
+        """Publishes "look at these ids" as one message. False, and a line in the log, if the broker is out of reach."""
         try:
-            self._celery.send_task(LOOK, args=[public_id])
+            self._celery.send_task(LOOK, args=public_ids)
         except Exception as error:
-            # Any failure at all: the row is committed and must be answered for.
-            log.warning("could not ring for %s, the sweeper will: %s", public_id, error)
+            # Any failure at all: the rows are committed and must be answered for.
+            log.warning("could not ring for %s, the sweeper will: %s", ", ".join(public_ids), error)
             return False
         return True
 
@@ -96,7 +98,8 @@ class Bell:
 class Ringer:
     """Rings a bell from a thread of its own: nobody who asks waits for the broker.
 
-    What is still to be rung when the process is killed is lost as a message is: the sweeper rings again.
+    A comparison that comes alone is rung for at once; many, together, every `TOGETHER_SECONDS`: publishing costs as
+    much as storing. What is still to be rung when the process is killed is lost as a message is: the sweeper rings.
     """
 
     def __init__(self, bell: Bell) -> None:
@@ -104,6 +107,7 @@ class Ringer:
         self._ids: SimpleQueue[str | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def ring(self, public_id: str) -> None:
         with self._lock:
@@ -114,10 +118,22 @@ class Ringer:
 
     def close(self) -> None:
         """Rings what is still to be rung, if the broker answers within a few seconds."""
+        self._closing.set()
         if self._thread is not None:
             self._ids.put(None)
             self._thread.join(2 * BROKER_SECONDS)
 
     def _ring_all(self) -> None:
-        while (public_id := self._ids.get()) is not None:
-            self._bell.ring(public_id)
+        while (first := self._ids.get()) is not None:
+            together = [first, *self._waiting()]
+            self._bell.ring(*together)
+            self._closing.wait(TOGETHER_SECONDS)
+
+    def _waiting(self) -> Iterator[str]:
+        """What waits, up to the end of the queue or of all."""
+        for _ in range(min(self._ids.qsize(), MOST_TOGETHER - 1)):
+            waiting = self._ids.get()
+            if waiting is None:
+                self._ids.put(None)
+                return
+            yield waiting

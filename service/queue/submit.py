@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from service.contract import Comparison
 from service.queue.bell import Bell, Ringer
 from service.settings import Settings
-from service.store import ComparisonRepository, ComparisonRow, Database, now
+from service.store import ComparisonRepository, ComparisonRow, Database
 
 
 class IdempotencyConflict(Exception):
@@ -48,11 +48,9 @@ def submit(
                 if first.request_hash != request_hash:
                     raise IdempotencyConflict(idempotency_key)
                 return Submitted(first, created=False)
-            moment = now(session)
-            row = comparisons.add(
+            row = comparisons.add_now(
                 comparison,
-                moment,
-                ring_after=moment + timedelta(seconds=settings.ring_seconds),
+                ring_in=timedelta(seconds=settings.ring_seconds),
                 rerun_of=rerun_of,
                 idempotency_key=idempotency_key,
                 request_hash=request_hash,

@@ -8,7 +8,7 @@ import pytest
 from service.contract import Mode
 from service.queue import Bell, Sweeper, submit
 from service.settings import Settings
-from service.store import ComparisonRepository, Database
+from service.store import ComparisonRepository, Database, now
 from tests.processes import alive, running
 from tests.service.documents import tiny
 from tests.waiting import until
@@ -83,7 +83,12 @@ class TestEmbedded:
 
     @pytest.mark.slow
     def test_on_sigterm_it_gives_back_what_it_had_and_goes(self, database, bell, settings, tmp_path) -> None:
-        public_id = submit(database, bell, settings, tiny(num_samples=400_000)).row.public_id
+        with database.write() as session:
+            moment = now(session)
+            comparison = tiny(num_samples=400_000)
+            public_id = ComparisonRepository(session).add(comparison, moment, ring_after=moment).public_id
+        # In one bell with another, as a busy service rings.
+        bell.ring("cmp_gone", public_id)
         with running(["worker"], settings, tmp_path / "worker.log") as worker:
             until(lambda: training(database, public_id), 60)
             family = worker.family()

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from kombu.exceptions import KombuError
 
-from service.queue import LOOK, Bell
+from service.queue import LOOK, Bell, Ringer
+from service.queue.bell import MOST_TOGETHER
 from service.settings import Settings
 from tests.service.queue.listening import listen
 
@@ -50,6 +51,16 @@ def test_embedded_rings_are_heard_in_order_and_survive_a_restart(tmp_path) -> No
         bell.ring(str(number))
         bell.close()
     assert [public_id for _, public_id in listen(settings)] == list("01234")
+
+
+def test_many_at_once_share_bells(broker) -> None:
+    ringer, ids = Ringer(Bell(broker)), [f"cmp_{number}" for number in range(120)]
+    for public_id in ids:
+        ringer.ring(public_id)
+    ringer.close()
+    bells = [heard for _, *heard in listen(broker)]
+    assert [public_id for heard in bells for public_id in heard] == ids
+    assert max(map(len, bells)) == MOST_TOGETHER
 
 
 def test_a_broker_that_is_there_passes_the_check(broker) -> None:
