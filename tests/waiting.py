@@ -7,12 +7,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 10) -> T:
-    """The first true value of `condition`. Raises AssertionError when there is none in time."""
+def until(condition: Callable[[], T], seconds: float = 10, every: float = 0.02) -> T:
+    """The first true value of `condition`, asked for `every` so many seconds. AssertionError: there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.02)
+        time.sleep(every)

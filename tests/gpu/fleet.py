@@ -2,9 +2,10 @@
 
     python -m tests.gpu.fleet --nodes 2 --gpus 1 [--output docs/results/fleet.md]
 
-`--gpus` is that of each host: host 1 sees the first so many, host 2 the next. NCCL speaks over sockets on the hosts'
-own interfaces: with different NCCL_HOSTIDs it takes no two of them for one machine. Everything is as in production
-but the servers: Celery workers on a broker of plain files, and SQLite. Needs Linux, root and nsenter.
+`--gpus` is that of each host: host 1 sees the first so many, host 2 the next. With `--share` all hosts see the same:
+two hosts of two GPUs on a machine that has two. NCCL speaks over sockets on the hosts' own interfaces: with different
+NCCL_HOSTIDs it takes no two of them for one machine. Everything is as in production but the servers: Celery workers on
+a broker of plain files, and SQLite. Needs Linux, root and nsenter.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> int:
         _migrated(settings)
         worker = {
             "program": ("tests.gpu.fleet", WORKER),
-            "environment": lambda number: _environment(number, arguments.gpus),
+            "environment": lambda number: _environment(number, arguments),
         }
         with fleet_house(arguments.nodes, folder, settings, **worker) as house:
             public_id = house.submit(comparison)
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--gpus", type=int, default=1, help="of each host; ranks of each host with --device cpu")
+    parser.add_argument("--share", action="store_true", help="all hosts have the same GPUs")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=[each.value for each in Dtype], default="fp32")
     parser.add_argument("--num-samples", type=int, default=Workload().num_samples)
@@ -72,8 +74,9 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
     )
 
 
-def _environment(number: int, gpus: int) -> dict[str, str]:
-    visible = range((number - 1) * gpus, number * gpus)
+def _environment(number: int, arguments: argparse.Namespace) -> dict[str, str]:
+    first = 0 if arguments.share else (number - 1) * arguments.gpus
+    visible = range(first, first + arguments.gpus)
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, visible)),
         "NCCL_HOSTID": f"host{number}",
