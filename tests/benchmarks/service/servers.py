@@ -22,7 +22,11 @@ class Servers:
     redis: Redis
 
     def settings(self, folder: Path, database: str | None = None) -> Settings:
-        """Settings of a service on these servers with a migrated database, a new one unless its name is given."""
+        """Settings of a service on these servers with a migrated database, a new one unless its name is given.
+
+        The broker is emptied: a worker would hear the bells of whatever was measured before, one by one.
+        """
+        self.redis.flush()
         url = self.postgres.create(folder.name) if database is None else self.postgres.url_of(database)
         opened = Database(url)
         migrate(opened)
