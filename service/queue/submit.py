@@ -41,7 +41,7 @@ def submit(
     request_hash = hashlib.sha256(request.encode()).hexdigest()
 
     def once() -> Submitted:
-        with database.write() as session:
+        with database.write() if idempotency_key else database.write_once() as session:
             comparisons = ComparisonRepository(session)
             first = comparisons.by_idempotency_key(idempotency_key) if idempotency_key else None
             if first is not None:
