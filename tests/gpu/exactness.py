@@ -1,7 +1,7 @@
 """Clipped gradients against the float64 oracle, and 200 steps of flash beside Opacus' ghost. Prints two tables.
 
     python -m tests.gpu.exactness                                          # one GPU, mode flash
-    torchrun --nproc-per-node 2 -m tests.gpu.exactness --sharded           # flash_fsdp
+    torchrun --nproc-per-node 2 -m tests.gpu.exactness --sharded           # flash_fsdp; more ranks than GPUs share
     python -m tests.gpu.exactness --device cpu --kernels torch             # anywhere
 
 The error of a parameter is the largest difference over the oracle's largest entry. Batches are dealt out unevenly to
@@ -92,9 +92,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    device = torch.device(
-        arguments.device, int(os.environ.get("LOCAL_RANK", 0)) if arguments.device == "cuda" else None
-    )
+    device = torch.device(arguments.device)
+    if device.type == "cuda":
+        # NCCL takes no two ranks of one host on one GPU, so those that share one say that they are on several.
+        turn, gpu = divmod(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count())
+        os.environ["NCCL_HOSTID"] = f"host{turn}"
+        device = torch.device("cuda", gpu)
     if arguments.sharded:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
