@@ -154,11 +154,8 @@ class AttemptRepository:
         query = select(ArmRow).where(ArmRow.attempt_id == attempt_id).order_by(ArmRow.id)
         return list(self._session.scalars(query.options(*loaded)))
 
-    def _lost(self, attempt: AttemptRow, reason: str, now: datetime, wait: timedelta, max_attempts: int) -> None:
-        """Queues again, or gives up after `max_attempts`.
-
-        One lost before waits, at random, for up to `wait`, and for up to twice as long with each time after that.
-        """
+    def _lost(self, attempt: AttemptRow, reason: str, now: datetime, longest: timedelta, max_attempts: int) -> None:
+        """Queues again, or gives up after `max_attempts`. One lost before waits, at random, for up to `longest`."""
         attempt.error = reason
         query = select(func.count()).where(
             AttemptRow.comparison_id == attempt.comparison_id, AttemptRow.state == AttemptState.EXPIRED.value
@@ -166,10 +163,9 @@ class AttemptRepository:
         lost = self._session.scalar(query) or 0
         if lost < max_attempts:
             # One that kills its worker takes those with it that are conducted beside it. They must not all come back
-            # at the same moment, to the same worker, until all are given up. Where many wait, those that are due within
-            # the time of the queue come back together all the same: hence the doubling.
-            share = random.random() * 2 ** (lost - 2) if lost > 1 else 0.0
-            self._requeue(attempt, now, now + share * wait)
+            # at the same moment, to the same worker, until all are given up.
+            share = random.random() if lost > 1 else 0.0
+            self._requeue(attempt, now, now + share * longest)
         else:
             message = f"gave up after {lost} lost attempts: the last {attempt.error}"
             self._finish(attempt, Verdict.ERROR, message, now)
