@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session, undefer
 
 from service.contract import ArmStart, Comparison, Verdict
@@ -62,8 +62,8 @@ class AttemptRepository:
         self._session = session
 
     def claim(self, public_id: str, worker: str, now: datetime, lease: timedelta) -> Claim | None:
-        """Makes a queued comparison running and this worker its owner; nothing if it is not queued."""
-        row = self._claimed(public_id, now)
+        """Makes a queued comparison running and this worker its owner; nothing if it is not queued or has to wait."""
+        row = self._claimed(public_id, now, lease)
         if row is None:
             return None
         try:
@@ -120,7 +120,7 @@ class AttemptRepository:
         attempt = self._end(token, AttemptState.RELEASED, now)
         if attempt is None:
             return False
-        self._requeue(attempt, now, now)
+        self._requeue(attempt, now)
         return True
 
     def lose(self, token: str, reason: str, now: datetime, max_attempts: int) -> bool:
@@ -165,15 +165,19 @@ class AttemptRepository:
             # One that kills its worker takes those with it that are conducted beside it. They must not all come back
             # at the same moment, to the same worker, until all are given up.
             share = random.random() if lost > 1 else 0.0
-            self._requeue(attempt, now, now + share * longest)
+            self._requeue(attempt, now, share * longest)
         else:
             message = f"gave up after {lost} lost attempts: the last {attempt.error}"
             self._finish(attempt, Verdict.ERROR, message, now)
 
-    def _claimed(self, public_id: str, now: datetime) -> ComparisonRow | None:
+    def _claimed(self, public_id: str, now: datetime, lease: timedelta) -> ComparisonRow | None:
+        not_before = ComparisonRow.not_before
+        # Nobody waits for longer than a lease: if it says so, a clock was set back.
+        due = or_(not_before.is_(None), not_before <= now, not_before > now + lease)
         claim = (
             update(ComparisonRow)
             .where(ComparisonRow.public_id == public_id, ComparisonRow.status == Status.QUEUED.value)
+            .where(due)
             .values(status=Status.RUNNING.value, started_at=func.coalesce(ComparisonRow.started_at, now))
             .returning(ComparisonRow)
         )
@@ -202,12 +206,13 @@ class AttemptRepository:
         row.status, row.verdict, row.error, row.finished_at = Status.FINISHED.value, verdict.value, error, now
         self._session.flush()
 
-    def _requeue(self, attempt: AttemptRow, now: datetime, ring_after: datetime) -> None:
+    def _requeue(self, attempt: AttemptRow, now: datetime, wait: timedelta = timedelta(0)) -> None:
         row = self._locked(attempt)
         if row.cancel_requested:
             self._close(row, Verdict.CANCELLED, None, now)
         else:
-            row.status, row.ring_after = Status.QUEUED.value, ring_after
+            row.status, row.ring_after = Status.QUEUED.value, now + wait
+            row.not_before = row.ring_after if wait else None
             self._session.flush()
 
     def _note(self, attempt_id: int, progress: Progress) -> None:

@@ -72,6 +72,8 @@ class ComparisonRow(Base):
     # Read by 0.1.0 alone, which may still run while this version is rolled out. To be dropped with the next one.
     rings: Mapped[int] = mapped_column(default=1)
     ring_after: Mapped[datetime] = mapped_column(UtcDateTime)
+    # Bells that were rung earlier are heard earlier: a comparison that has to wait is not claimed before this.
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # So many hosts were there and not free when it was last looked at: younger comparisons are given none before it.
     hosts_wanted: Mapped[int | None]
 

@@ -271,3 +271,7 @@ def test_what_is_lost_together_again_and_again_comes_back_apart(database, queued
     assert waits[0] == {timedelta(0)}
     assert len(waits[1]) == 2
     assert all(timedelta(0) <= wait <= LEASE for wait in waits[1])
+    # Bells that were rung before are still heard.
+    due = comparison(database, queued).ring_after
+    assert claim(database, queued, at=due - timedelta(seconds=0.001)) is None
+    assert claim(database, queued, at=due) is not None
