@@ -80,6 +80,20 @@ def test_linear(kernels, shape, dtype, layouts, precision):
         norms.close(form(a, g, input_precision=precision), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(8, 1024, 2048, 2048), (1, 100, 1600, 1664), (3, 513, 500, 256), (5, 64, 128, 128)])
+def test_layers_that_share_their_input(kernels, shape, dtype):
+    torch.manual_seed(0)
+    batch, tokens, d_in, d_out = shape
+    a, several = random(batch, tokens, d_in, dtype=dtype), []
+    for count in range(1, 5):
+        several.append(random(batch, tokens, d_out, dtype=dtype))
+        found = kernels.shared_linear_weight(a, several, input_precision="ieee")
+        # Tensor cores truncate each product they add, of up to three times d_out features here.
+        norms.close(found, sum(norms.linear(a, g) for g in several), 1e-5 + 2.5e-9 * min(count, 3) * d_out)
+        assert torch.equal(kernels.shared_linear_weight(a, several, input_precision="ieee"), found), count
+
+
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "fp16x3"])
 @pytest.mark.parametrize("shape", [(4, 512, 1024, 1024), (2, 1500, 768, 3072), (1, 300, 4096, 333)])
 def test_float32_is_accurate_to_1e_6(kernels, shape, precision):
@@ -167,11 +181,11 @@ def test_noise():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_column_sum_and_layer_norm(kernels, shape, dtype):
+def test_column_sums_and_layer_norm(kernels, shape, dtype):
     torch.manual_seed(0)
     batch, tokens, _, width = shape
     g = random(batch, tokens, width, dtype=dtype, layout="transposed")
-    norms.close(kernels.column_sum(g), norms.column_sum(g))
+    norms.close(kernels.column_sums(g).square().sum(1), norms.column_sum(g))
     if width > 1:
         for x in (random(batch, tokens, width, dtype=dtype), random(batch, tokens, width, dtype=torch.float32)):
             norms.close_layer_norm(kernels.layer_norm_gradients(x, g, 1e-5), x, g)
@@ -210,7 +224,7 @@ def test_offsets_beyond_two_to_the_31(kernels):
     view.normal_()
     norms.close(kernels.linear_direct(view, view, input_precision="ieee"), norms.linear(view, view))
     norms.close(kernels.linear_gram(view, view, input_precision="ieee"), norms.linear(view, view))
-    norms.close(kernels.column_sum(view), norms.column_sum(view))
+    norms.close(kernels.column_sums(view).square().sum(1), norms.column_sum(view))
     norms.close_layer_norm(kernels.layer_norm_gradients(view, view, 1e-5), view, view)
     ids = torch.randint(0, 4, (2, 16), device="cuda")
     norms.close(kernels.embedding_weight(ids, view, None), norms.embedding(ids, view, None))

@@ -167,6 +167,35 @@ class _Pairs(_Entry):
             yield name, torch.mm(g.flatten(0, 1).t(), a.flatten(0, 1)).to(self._dtype)
 
 
+class _Siblings(_Entry):
+    """Products of layers that share their input, as the query, key and value of attention do."""
+
+    def __init__(self, members: Mapping[str, Product], dtype: torch.dtype):
+        self._dtype = dtype
+        self._members = dict(members)
+
+    def squared_norms(self, backend: Backend) -> torch.Tensor:
+        backprops = [member.backprops for member in self._members.values()]
+        activations = next(iter(self._members.values())).activations
+        return backend.shared_linear_weight(activations, backprops).unsqueeze(0)
+
+    def by_parameter(self, backend: Backend) -> Gradients:
+        for name, member in self._members.items():
+            yield name, member.squared_norms(backend)
+
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
+        activations = next(iter(self._members.values())).activations
+        d_in, d_out = activations.shape[2], sum(member.backprops.shape[2] for member in self._members.values())
+        scaled = backend.scaled(activations, factors).flatten(0, 1) if d_in <= d_out else None
+        for name in list(self._members):
+            member = self._members.pop(name)
+            if scaled is None:
+                gradient = member.clipped(factors, backend)
+            else:
+                gradient = member.backprops.flatten(0, 1).t() @ scaled
+            yield name, gradient.to(self._dtype)
+
+
 def _view(tensor: torch.Tensor) -> Hashable:
     """What two tensors of the same elements have in common."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
@@ -180,9 +209,13 @@ def _kind(contribution: Contribution) -> Hashable | None:
         return Postponed, contribution.term.backprops.dtype == torch.float64
     if isinstance(contribution, Product):
         a, g = contribution.pair
-        if a.numel() and g.numel() and is_small(a) and is_small(g):
-            return Product, g.dtype
+        return (Product, g.dtype) if _is_small_pair(contribution) else (Product, _view(a), g.dtype)
     return None
+
+
+def _is_small_pair(product: Product) -> bool:
+    a, g = product.pair
+    return bool(a.numel() and g.numel()) and is_small(a) and is_small(g)
 
 
 def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bool) -> _Entry:
@@ -191,4 +224,8 @@ def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bo
         return _Single(members, dtype)
     if isinstance(first, Postponed):
         return _Postponed(members, dtype)
-    return _Joined(members, dtype) if isinstance(first, PerSample) else _Pairs(members, dtype)
+    if isinstance(first, PerSample):
+        return _Joined(members, dtype)
+    if _is_small_pair(first):
+        return _Pairs(members, dtype)
+    return _Siblings(members, dtype) if len(members) > 1 else _Single(members, dtype)

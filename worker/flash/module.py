@@ -25,7 +25,7 @@ from worker.flash.layers import (
     refuse_shared_parameters,
 )
 from worker.flash.ledger import Ledger
-from worker.flash.planner import Choice, Linear, Planner
+from worker.flash.planner import Choice, Linear, Planner, SharedInputs, Sharing
 from worker.flash.reducer import Reducer
 from worker.flash.samplers import FLASH_NORM_SAMPLERS
 from worker.flash.tap import Inputs, tap
@@ -66,6 +66,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         self._own = {module: list(self._named_slots(module)) for module in self.iterate_submodules(m)}
         self._slots = {name: (owner, slot) for own in self._own.values() for owner, slot, name in own}
         self._trainable = [name for name, p in layer_parameters(m) if p.requires_grad]
+        self._sharing = SharedInputs()
         self._probe = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] = {}
         self._ledger: Ledger | None = None
@@ -191,10 +192,12 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
             return None
         if not isinstance(output, torch.Tensor):
             raise NotImplementedError(f"{self._describe(module)} must return one tensor, not {type(output).__name__}")
-        inputs = [t.detach() for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-        return tap(output, self._probe, partial(self._on_gradient, module), inputs)
+        given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+        sharing = self._sharing.counted(given[0]) if isinstance(module, nn.Linear) else None
+        listener = partial(self._on_gradient, module, sharing)
+        return tap(output, self._probe, listener, [t.detach() for t in given])
 
-    def _on_gradient(self, module: nn.Module, gradient: torch.Tensor, inputs: Inputs) -> None:
+    def _on_gradient(self, module: nn.Module, sharing: Sharing | None, gradient: torch.Tensor, inputs: Inputs) -> None:
         if not self.hooks_enabled:
             return
         activations, backprops = list(inputs()), gradient.detach()
@@ -209,17 +212,17 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
                 continue
             earlier = self._contributions.get(name)
             if type(contribution) is Product:
-                contribution = self._planned(name, contribution, earlier)
+                contribution = self._planned(name, contribution, earlier, 1 if sharing is None else sharing.layers)
             if earlier is not None:
                 contribution = self._added(module, earlier, contribution)
             self._contributions[name] = contribution
 
-    def _planned(self, name: str, pair: Product, earlier: Contribution | None) -> Contribution:
+    def _planned(self, name: str, pair: Product, earlier: Contribution | None, sharing: int) -> Contribution:
         """The pair, or its per-sample gradients written; a layer's later calls in a backward follow the first."""
         a, g = pair.activations, pair.backprops
         if earlier is not None:
             return pair if isinstance(earlier, Product) else pair.written(self.backend)
-        shape = Linear(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision)
+        shape = Linear(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision, sharing)
         return pair.written(self.backend) if self._planner.writes(name, shape, a.data_ptr()) else pair
 
     def _added(self, module: nn.Module, *calls: Contribution) -> Contribution:

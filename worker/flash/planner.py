@@ -6,6 +6,9 @@ product that gives their norms too, and summed with the clip factors: no second 
 write, keep and read.
 """
 
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,7 +39,8 @@ def prefers_direct(tokens: int, d_in: int, d_out: int, gram_cost: float = 1.0) -
 
 
 class Linear(NamedTuple):
-    """B samples of T tokens of a Linear weight, in elements of `itemsize` bytes, multiplied at `precision`."""
+    """B samples of T tokens of a Linear weight, in elements of `itemsize` bytes, multiplied at `precision`; so many
+    layers in `sharing` have one input."""
 
     samples: int
     tokens: int
@@ -44,6 +48,7 @@ class Linear(NamedTuple):
     d_out: int
     itemsize: int
     precision: str
+    sharing: int = 1
 
     @property
     def flops_per_byte(self) -> int:
@@ -55,19 +60,47 @@ class Linear(NamedTuple):
     def pair_cost(self) -> float:
         """FLOPs, and bytes as FLOPs, of norm and scaling where the pair is kept."""
         tokens, d_in, d_out = self.tokens, self.d_in, self.d_out
-        norm = min(2 * tokens * d_in * d_out, _GRAM * tokens**2 * (d_in + d_out))
-        scaling = 2 * tokens * min(d_in, d_out) * self.itemsize
+        # Of 16 bits, what is done to an input is done once for the layers that share it.
+        own = d_in / self.sharing if self.itemsize == 2 else d_in
+        norm = min(2 * tokens * d_in * d_out, _GRAM * tokens**2 * (own + d_out))
+        scaling = 2 * tokens * min(own, d_out) * self.itemsize
         return self.samples * (norm + scaling * self.flops_per_byte)
 
     @property
     def written_cost(self) -> float:
         """The same where per-sample gradients are written; of their product only what is above a plain one."""
-        moved = 2 * self.written_bytes * self.flops_per_byte
+        # Written, read for the sum and, of 16 bits, read for the norm.
+        moved = (3 if self.itemsize == 2 else 2) * self.written_bytes * self.flops_per_byte
         return moved + (_WRITTEN - 1) * 2 * self.samples * self.tokens * self.d_in * self.d_out
 
     @property
     def written_bytes(self) -> int:
         return self.samples * self.d_in * self.d_out * self.itemsize
+
+
+@dataclass
+class Sharing:
+    """Layers that were given one tensor."""
+
+    layers: int = 0
+
+
+class SharedInputs:
+    """Finds, in a forward, the layers that one after the other are given one tensor, as query, key and value are.
+
+    By the tensor, not by its address: that of one that is gone may be another's, in one run and not in the next.
+    """
+
+    def __init__(self) -> None:
+        self._last: Callable[[], torch.Tensor | None] = lambda: None
+        self._sharing = Sharing()
+
+    def counted(self, tensor: torch.Tensor) -> Sharing:
+        """What the layer that is called now shares with those before and after it."""
+        if self._last() is not tensor:
+            self._last, self._sharing = weakref.ref(tensor), Sharing()
+        self._sharing.layers += 1
+        return self._sharing
 
 
 class Choice(NamedTuple):
@@ -81,7 +114,8 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         batch, tokens, d_in, d_out, *_ = self.shape
         extra = f", {self.extra_bytes / 2**20:+.1f} MiB" if self.form == "written" else ""
-        return f"{self.parameter}: {self.form} (B {batch}, T {tokens}, {d_in} → {d_out}{extra})"
+        shared = f", input of {self.shape.sharing}" if self.shape.sharing > 1 else ""
+        return f"{self.parameter}: {self.form} (B {batch}, T {tokens}, {d_in} → {d_out}{shared}{extra})"
 
 
 class Planner:

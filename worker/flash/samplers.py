@@ -47,7 +47,7 @@ def linear(
     if layer.weight.requires_grad:
         # Under autocast both operands of the gradient's product have the output's dtype.
         found[layer.weight] = Product(_tokens(activations[0], 1).to(g.dtype), g)
-    return found | _bias(layer, g)
+    return found | _bias(layer, g, backend)
 
 
 @register_flash_norm_sampler(nn.Embedding)
@@ -73,10 +73,10 @@ def layer_norm(
     shape = tuple(layer.normalized_shape)
     g = _tokens(backprops, len(shape))
     if not layer.weight.requires_grad:
-        return _bias(layer, g)
+        return _bias(layer, g, backend)
     x = _tokens(activations[0], len(shape))
     if is_small(g):
-        return {layer.weight: Postponed(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g)
+        return {layer.weight: Postponed(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g, backend)
     weight, bias = backend.layer_norm_gradients(x, g, layer.eps)
     found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
     if layer.bias is not None and layer.bias.requires_grad:
@@ -108,7 +108,7 @@ def group_norm(
     x, g = _positions(activations[0]), _positions(backprops)
     if layer.weight.requires_grad:
         found[layer.weight] = PerSample(backend.group_norm_gradients(x, g, layer.num_groups, layer.eps))
-    return found | _bias(layer, g.transpose(1, 2))
+    return found | _bias(layer, g.transpose(1, 2), backend)
 
 
 @register_flash_norm_sampler([nn.Conv1d, nn.Conv2d, nn.Conv3d])
@@ -119,18 +119,17 @@ def convolution(
     found: Contributions = {}
     if layer.weight.requires_grad:
         found[layer.weight] = Windows(layer, activations[0].to(backprops.dtype), backprops)
-    return found | _bias(layer, _positions(backprops).transpose(1, 2))
+    return found | _bias(layer, _positions(backprops).transpose(1, 2), backend)
 
 
-def _bias(layer: nn.Module, g: torch.Tensor) -> Contributions:
+def _bias(layer: nn.Module, g: torch.Tensor, backend: Backend) -> Contributions:
     """Σ_t g_t of each sample for backprops (B, T, d), where the layer has a trainable bias."""
     bias = layer.bias
     if bias is None or not bias.requires_grad:
         return {}
     if is_small(g):
         return {bias: Postponed(TokenSum(g), bias.shape)}
-    sums = g.sum(1, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32)
-    return {bias: PerSample(sums.view(-1, *bias.shape))}
+    return {bias: PerSample(backend.column_sums(g).view(-1, *bias.shape))}
 
 
 def _positions(tensor: torch.Tensor) -> torch.Tensor:

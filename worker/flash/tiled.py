@@ -32,6 +32,13 @@ def linear_weight(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     return out
 
 
+def shared_linear_weight(
+    activations: torch.Tensor, backprops: Sequence[torch.Tensor], *, input_precision: str = "ieee"
+) -> torch.Tensor:
+    """Σ_j of `linear_weight`, (B,); see `Backend.shared_linear_weight`."""
+    return torch.stack([linear_weight(activations, g) for g in backprops]).sum(0)
+
+
 def linear_weights(pairs: Sequence[Pair], *, input_precision: str = "ieee") -> torch.Tensor:
     """`linear_weight` of each pair, (n, B); see `Backend.linear_weights`."""
     return torch.stack([linear_weight(*pair, input_precision=input_precision) for pair in pairs])
@@ -113,6 +120,12 @@ def _token_sum(term: TokenSum) -> torch.Tensor:
     if x is None:
         return _wide(g).sum(1)
     return layer_norm_gradients(x, g, eps)[0] if centred else rms_norm_gradients(x, g, eps)
+
+
+def column_sums(backprops: torch.Tensor) -> torch.Tensor:
+    """Σ_t g_t of each sample, (B, d); see `Backend.column_sums`."""
+    dtype = torch.float64 if backprops.dtype == torch.float64 else torch.float32
+    return backprops.sum(1, dtype=dtype)
 
 
 def layer_norm_gradients(

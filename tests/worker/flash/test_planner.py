@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.worker.flash.model import check_gradients, make_private, oracle, quiet_engine, relative
-from worker.flash.planner import Linear, Planner
+from worker.flash.planner import Linear, Planner, SharedInputs
 
 LONG = Linear(4, 4096, 2048, 2048, 2, "fp16x3")
-MIDDLE = Linear(8, 1024, 2048, 8192, 2, "fp16x3")
+MIDDLE = Linear(8, 1536, 2048, 8192, 2, "fp16x3")
 
 
 def test_written_where_it_pays_and_is_free():
@@ -22,12 +22,12 @@ def test_written_where_it_pays_and_is_free():
 
 
 def test_the_budget_is_spent_once_a_backward():
-    extra = MIDDLE.written_bytes - 8 * 1024 * (2048 + 8192) * 2
+    extra = MIDDLE.written_bytes - 8 * 1536 * (2048 + 8192) * 2
     planner = Planner(extra)
     for _ in range(2):
         planner.begin()
         assert [planner.writes(name, MIDDLE, i) for i, name in enumerate("ab")] == [True, False]
-    assert str(planner.plan["a"]).startswith("a: written (B 8, T 1024, 2048 → 8192, +96.0 MiB")
+    assert str(planner.plan["a"]).startswith("a: written (B 8, T 1536, 2048 → 8192, +16.0 MiB")
 
 
 def test_an_input_that_layers_share_is_set_free_once():
@@ -35,6 +35,25 @@ def test_an_input_that_layers_share_is_set_free_once():
     assert [Planner(0).writes("q", square, 1)] == [True]
     planner = Planner(0)
     assert [planner.writes(name, square, 1) for name in "qk"] == [True, False]
+
+
+def test_what_layers_share_is_counted_once():
+    """Of 16 bits the query, key and value of attention are kept, what reads its input alone is written."""
+    alone = Linear(8, 1024, 2048, 2048, 2, "fp16x3")
+    assert alone._replace(sharing=3).pair_cost < alone.written_cost < alone.pair_cost
+    assert alone._replace(sharing=3, itemsize=4).pair_cost == alone._replace(itemsize=4).pair_cost
+    planner = Planner(0)
+    assert not planner.writes("q", alone._replace(sharing=3), 1)
+    assert str(planner.plan["q"]) == "q: gram (B 8, T 1024, 2048 → 2048, input of 3)"
+
+
+def test_layers_that_share_their_input_are_found():
+    """By the tensor, called one after the other."""
+    inputs = SharedInputs()
+    x, y = torch.zeros(2, 3, 6), torch.zeros(2, 3, 6)
+    first, second, other, again = (inputs.counted(t) for t in (x, x, y, x))
+    assert first is second
+    assert [first.layers, other.layers, again.layers] == [2, 1, 1]
 
 
 @given(

@@ -50,6 +50,20 @@ class NoiseTable:
 
 
 @triton.jit
+def _circle(z):
+    """Cosine and sine of 2π z / 2³² for uint32 z, to float32: the nearest quarter turn is taken off exactly, and the
+    rest, within π/4, goes through the polynomials of Cephes' sinf and cosf. libdevice's reduction takes longer."""
+    quarters = (z + 0x20000000) >> 30
+    x = (z - (quarters << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
+    y = x * x
+    sine = x + x * y * (-1.6666654611e-1 + y * (8.3321608736e-3 - 1.9515295891e-4 * y))
+    cosine = 1.0 - 0.5 * y + y * y * (4.166664568298827e-2 + y * (-1.388731625493765e-3 + 2.443315711809948e-5 * y))
+    odd = quarters & 1 == 1
+    c, s = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where((quarters + 1) & 2 == 2, -c, c), tl.where(quarters & 2 == 2, -s, s)
+
+
+@triton.jit
 def _kernel(addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTYPE: tl.constexpr):
     program = tl.program_id(0)
     row = rows + tl.load(owners + program) * 6
@@ -68,8 +82,8 @@ def _kernel(addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTY
     # As in worker.flash.philox: 64 bits for the radius.
     uniform = x.to(tl.float32) * 2.3283064365386963e-10 + (y.to(tl.float32) + 0.5) * 5.421010862427522e-20
     radius = tl.sqrt(-2.0 * tl.log(uniform))
-    angle = z.to(tl.float32) * 1.4629180792671596e-09
-    noise = tl.join(radius * tl.cos(angle), radius * tl.sin(angle)).reshape(2 * HALF)
+    cosine, sine = _circle(z)
+    noise = tl.join(radius * cosine, radius * sine).reshape(2 * HALF)
     place = 2 * (first // 2 + (program - before) * HALF) + tl.arange(0, 2 * HALF) - first
     inside = (place >= 0) & (place < count)
     target = tensor + start + place
