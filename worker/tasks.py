@@ -36,11 +36,17 @@ def _serve(database: Database, launcher: Launcher, member: Member | None) -> Non
 
     @app.task(name=LOOK)
     def look(public_id: str, *others: str) -> None:
-        """Conduct the comparison, if it is still queued, once each of the others has a bell of its own."""
+        """Conduct the comparison, if it is still queued, once each of the others has a bell of its own.
+
+        And then what waits: Celery hears the next bell up to two seconds after it became free.
+        """
         for other in others:
             bell.ring(other)
-        with bound(comparison=public_id), span("conduct", comparison=public_id):
-            conductor.conduct(public_id)
+        due: str | None = public_id
+        while due is not None:
+            with bound(comparison=due), span("conduct", comparison=due):
+                verdict = conductor.conduct(due)
+            due = conductor.waiting() if verdict is not None else None
 
     @app.task(name=LOOK_AGENT)
     def look_agent(agent_id: int) -> None:

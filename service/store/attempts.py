@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session, undefer
 
 from service.contract import ArmStart, Comparison, Verdict
@@ -86,6 +86,12 @@ class AttemptRepository:
         self._session.add(attempt)
         self._session.flush()
         return Claim(attempt.id, attempt.token, attempt.number, public_id, comparison)
+
+    def waiting(self, now: datetime, lease: timedelta) -> str | None:
+        """Public id of the oldest comparison that `claim` would not refuse; nothing if none waits."""
+        queued = ComparisonRow.status == Status.QUEUED.value
+        query = select(ComparisonRow.public_id).where(queued, _is_due(now, lease)).order_by(ComparisonRow.id).limit(1)
+        return self._session.scalar(query)
 
     def heartbeat(self, token: str, now: datetime, lease: timedelta, progress: Progress) -> bool | None:
         """Renews the lease and notes the progress. Whether a cancel was asked for; nothing if the lease is lost."""
@@ -171,13 +177,10 @@ class AttemptRepository:
             self._finish(attempt, Verdict.ERROR, message, now)
 
     def _claimed(self, public_id: str, now: datetime, lease: timedelta) -> ComparisonRow | None:
-        not_before = ComparisonRow.not_before
-        # Nobody waits for longer than a lease: if it says so, a clock was set back.
-        due = or_(not_before.is_(None), not_before <= now, not_before > now + lease)
         claim = (
             update(ComparisonRow)
             .where(ComparisonRow.public_id == public_id, ComparisonRow.status == Status.QUEUED.value)
-            .where(due)
+            .where(_is_due(now, lease))
             .values(status=Status.RUNNING.value, started_at=func.coalesce(ComparisonRow.started_at, now))
             .returning(ComparisonRow)
         )
@@ -227,3 +230,9 @@ class AttemptRepository:
             if arm.start is not None and row.start is None:
                 row.start, row.num_steps = as_json(arm.start), arm.start.num_steps
         self._session.flush()
+
+
+def _is_due(now: datetime, lease: timedelta) -> ColumnElement[bool]:
+    """Whether a queued comparison need not wait. None does for longer than a lease: if it says so, a clock was set."""
+    not_before = ComparisonRow.not_before
+    return or_(not_before.is_(None), not_before <= now, not_before > now + lease)

@@ -100,3 +100,16 @@ class TestEmbedded:
         until(lambda: not alive(family), 5)
         given_back = row(database, public_id)
         assert (given_back.status, [attempt.state for attempt in given_back.attempts]) == ("queued", ["released"])
+
+    @pytest.mark.slow
+    def test_it_takes_what_waits_without_another_bell(self, database, bell, settings, tmp_path) -> None:
+        with database.write() as session:
+            moment = now(session)
+            several = [ComparisonRepository(session).add(tiny(), moment, ring_after=moment) for _ in range(3)]
+            ids = [comparison.public_id for comparison in several]
+        bell.ring(ids[0])
+        with running(["worker"], settings, tmp_path / "worker.log") as worker:
+            until(lambda: all(row(database, public_id).status == "finished" for public_id in ids), 120)
+            assert worker.end() == 0
+        begun = [row(database, public_id).attempts[0].started_at for public_id in ids]
+        assert begun == sorted(begun)

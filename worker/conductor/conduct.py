@@ -75,6 +75,14 @@ class Conductor:
         log.info("%s: %s", public_id, verdict or lease.reason)
         return verdict
 
+    def waiting(self) -> str | None:
+        """The comparison to conduct next; nothing if none waits, or this worker is about to go."""
+        if self._leaving:
+            return None
+        with self._database.read() as session:
+            lease = timedelta(seconds=self._settings.lease_seconds)
+            return AttemptRepository(session).waiting(now(session), lease)
+
     def shut_down(self) -> None:
         """Makes every running comparison end its arms and go back to the queue; later ones are not begun."""
         with self._lock:
