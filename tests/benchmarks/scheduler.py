@@ -180,14 +180,16 @@ class Simulation:
                     self.ring(public_id)
 
     def conductor(self) -> Process:
+        """As the worker's task: what a bell names, and then what waits."""
+        lease = timedelta(seconds=self.settings.lease_seconds)
+        due: str | None = None
         while True:
-            while not self.bells:
+            while due is None and not self.bells:
                 called = self.environment.event()
                 self.idle.append(called)
                 yield called
-            public_id = self.bells.popleft()
+            public_id, due = due or self.bells.popleft(), None
             with self.database.write() as session:
-                lease = timedelta(seconds=self.settings.lease_seconds)
                 claim = AttemptRepository(session).claim(public_id, "simulated", self.now(), lease)
             if claim is None:
                 continue
@@ -202,6 +204,8 @@ class Simulation:
                 with self.database.write() as session:
                     AttemptRepository(session).record(claim.token, AttemptResult(Verdict.PASSED), self.now())
                 self.seen.finished += 1
+                with self.database.read() as session:
+                    due = AttemptRepository(session).waiting(self.now(), lease)
             else:
                 # It is silent from now on; somebody takes its place at once.
                 heapq.heappush(self.orphans, (self.environment.now + self.settings.lease_seconds, claim.token))
