@@ -38,7 +38,8 @@ def _serve(database: Database, launcher: Launcher, member: Member | None) -> Non
     def look(public_id: str, *others: str) -> None:
         """Conduct the comparison, if it is still queued, once each of the others has a bell of its own.
 
-        And then what waits: Celery hears the next bell up to two seconds after it became free.
+        And then what waits, whatever the bell was for: Celery hears the next one up to two seconds later, and it may
+        be behind many that are stale.
         """
         for other in others:
             bell.ring(other)
@@ -46,7 +47,9 @@ def _serve(database: Database, launcher: Launcher, member: Member | None) -> Non
         while due is not None:
             with bound(comparison=due), span("conduct", comparison=due):
                 verdict = conductor.conduct(due)
-            due = conductor.waiting() if verdict is not None else None
+            after = conductor.waiting()
+            # What still waits after it was looked at is not for this worker now: its hosts are not free.
+            due = after if verdict is not None or after != due else None
 
     @app.task(name=LOOK_AGENT)
     def look_agent(agent_id: int) -> None:

@@ -192,6 +192,9 @@ class Simulation:
             with self.database.write() as session:
                 claim = AttemptRepository(session).claim(public_id, "simulated", self.now(), lease)
             if claim is None:
+                with self.database.read() as session:
+                    after = AttemptRepository(session).waiting(self.now(), lease)
+                due = after if after != public_id else None
                 continue
             self.queued -= 1
             self.running += 1

@@ -24,6 +24,8 @@ import socket
 taken = []
 for port in range(29400, 29500):
     taken.append(socket.socket())
+    # A meeting that is over may have left one in TIME_WAIT.
+    taken[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     taken[-1].bind(("", port))
     taken[-1].listen()
 print("taken", flush=True)
