@@ -14,6 +14,9 @@ from service.store.host_models import ReservationRow
 from service.store.models import ArmRow, AttemptRow, AttemptState, ComparisonRow, Status
 from service.store.results import AttemptResult, as_json, one_line, write_result
 
+# Lost so often, a comparison may be what its workers die of.
+SUSPECT_LOSSES = 2
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -87,11 +90,19 @@ class AttemptRepository:
         self._session.flush()
         return Claim(attempt.id, attempt.token, attempt.number, public_id, comparison)
 
-    def waiting(self, now: datetime, lease: timedelta) -> str | None:
-        """Public id of the oldest comparison that `claim` would not refuse; nothing if none waits."""
+    def waiting(self, now: datetime, lease: timedelta, *, suspects: bool = True) -> str | None:
+        """Public id of the oldest comparison that `claim` would not refuse; nothing if none waits.
+
+        Without `suspects`, of those that `is_suspect` does not suspect.
+        """
         queued = ComparisonRow.status == Status.QUEUED.value
         query = select(ComparisonRow.public_id).where(queued, _is_due(now, lease)).order_by(ComparisonRow.id).limit(1)
-        return self._session.scalar(query)
+        return self._session.scalar(query if suspects else query.where(~_SUSPECT))
+
+    def is_suspect(self, public_id: str) -> bool:
+        """Whether a comparison was lost again and again: it may be what its workers died of."""
+        query = select(ComparisonRow.id).where(ComparisonRow.public_id == public_id, _SUSPECT)
+        return self._session.scalar(query) is not None
 
     def heartbeat(self, token: str, now: datetime, lease: timedelta, progress: Progress) -> bool | None:
         """Renews the lease and notes the progress. Whether a cancel was asked for; nothing if the lease is lost."""
@@ -170,7 +181,7 @@ class AttemptRepository:
         if lost < max_attempts:
             # One that kills its worker takes those with it that are conducted beside it. They must not all come back
             # at the same moment, to the same worker, until all are given up.
-            share = random.random() if lost > 1 else 0.0
+            share = random.random() if lost >= SUSPECT_LOSSES else 0.0
             self._requeue(attempt, now, share * longest)
         else:
             message = f"gave up after {lost} lost attempts: the last {attempt.error}"
@@ -236,3 +247,12 @@ def _is_due(now: datetime, lease: timedelta) -> ColumnElement[bool]:
     """Whether a queued comparison need not wait. None does for longer than a lease: if it says so, a clock was set."""
     not_before = ComparisonRow.not_before
     return or_(not_before.is_(None), not_before <= now, not_before > now + lease)
+
+
+_SUSPECT = (
+    select(func.count())
+    .where(AttemptRow.comparison_id == ComparisonRow.id, AttemptRow.state == AttemptState.EXPIRED.value)
+    .correlate(ComparisonRow)
+    .scalar_subquery()
+    >= SUSPECT_LOSSES
+)

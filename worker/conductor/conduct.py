@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import threading
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -49,6 +50,9 @@ class Conductor:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
+        # Held by the one comparison here that was lost again and again: were there two, nobody could tell which of
+        # them the worker dies of, and both would be given up.
+        self._suspect = threading.Lock()
         self._leases: set[Lease] = set()
         self._leaving = False
 
@@ -59,11 +63,22 @@ class Conductor:
         """
         if self._leaving:
             return None
-        claimed = self._claim(public_id)
-        if claimed is None:
-            log.info("%s: nothing to do", public_id)
-            return None
-        claim, launcher = claimed
+        with ExitStack() as stack:
+            with self._database.read() as session:
+                suspect = AttemptRepository(session).is_suspect(public_id)
+            if suspect:
+                if not self._suspect.acquire(blocking=False):
+                    log.info("%s: lost again and again, and another such one runs here", public_id)
+                    return None
+                stack.callback(self._suspect.release)
+            claimed = self._claim(public_id)
+            if claimed is None:
+                log.info("%s: nothing to do", public_id)
+                return None
+            return self._conduct(*claimed)
+
+    def _conduct(self, claim: Claim, launcher: Launcher) -> Verdict | None:
+        public_id = claim.public_id
         log.info("%s: attempt %d", public_id, claim.number)
         with bound(attempt=claim.number), Lease(self._database, claim, self._settings) as lease:
             self._add(lease)
@@ -81,7 +96,8 @@ class Conductor:
             return None
         with self._database.read() as session:
             lease = timedelta(seconds=self._settings.lease_seconds)
-            return AttemptRepository(session).waiting(now(session), lease)
+            suspects = not self._suspect.locked()
+            return AttemptRepository(session).waiting(now(session), lease, suspects=suspects)
 
     def shut_down(self) -> None:
         """Makes every running comparison end its arms and go back to the queue; later ones are not begun."""

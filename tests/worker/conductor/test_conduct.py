@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from datetime import timedelta
 
 import psutil
 import pytest
@@ -145,6 +146,43 @@ def under_way(database, conductor):
     finally:
         conductor.shut_down()
         thread.join(20)
+
+
+def lose_twice(database: Database, public_id: str) -> None:
+    for hours in (2, 1):
+        with database.write() as session:
+            attempts, past = AttemptRepository(session), now(session) - timedelta(hours=hours)
+            attempts.claim(public_id, "gone", past, timedelta(seconds=1))
+            (lease,) = attempts.held()
+            assert attempts.take_back(lease, past, max_attempts=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_of_what_was_lost_again_and_again_one_is_conducted_at_a_time(database, conductor) -> None:
+    """So that what kills its worker does not take another such one with it until both are given up."""
+    first, second = queue(database, tiny(num_samples=LONG)), queue(database, tiny())
+    for public_id in (first, second):
+        lose_twice(database, public_id)
+    fresh = queue(database, tiny())
+    assert conductor.waiting() == first
+    thread = threading.Thread(target=lambda: conductor.conduct(first))
+    thread.start()
+    try:
+        until(lambda: any(arm.step for arm in row(database, first).attempts[-1].arms), 60)
+        assert conductor.conduct(second) is None
+        assert row(database, second).status == Status.QUEUED
+        assert conductor.waiting() == fresh
+        assert conductor.conduct(fresh) is Verdict.PASSED
+        with database.write() as session:
+            ComparisonRepository(session).cancel(first, now(session))
+        thread.join(20)
+        assert conductor.waiting() == second
+        assert conductor.conduct(second) is Verdict.PASSED
+    finally:
+        conductor.shut_down()
+        thread.join(20)
+    assert conductor.waiting() is None
 
 
 def _trains(process: psutil.Process) -> bool:
