@@ -9,7 +9,7 @@ from service.commands.fault import Fault
 from service.queue import LOOK, LOOK_AGENT, QUEUE, Bell, make_celery
 from service.settings import get_settings
 from service.store import Database
-from service.telemetry import bound, configure_logging, span, start_tracing
+from service.telemetry import configure_logging, start_tracing
 from worker.conductor.conduct import Conductor
 from worker.conductor.host import HostError
 from worker.conductor.member import Member, membership
@@ -36,20 +36,10 @@ def _serve(database: Database, launcher: Launcher, member: Member | None) -> Non
 
     @app.task(name=LOOK)
     def look(public_id: str, *others: str) -> None:
-        """Conduct the comparison, if it is still queued, once each of the others has a bell of its own.
-
-        And then what waits, whatever the bell was for: Celery hears the next one up to two seconds later, and it may
-        be behind many that are stale.
-        """
+        """Look for work, this comparison first, once each of the others has a bell of its own."""
         for other in others:
             bell.ring(other)
-        due: str | None = public_id
-        while due is not None:
-            with bound(comparison=due), span("conduct", comparison=due):
-                verdict = conductor.conduct(due)
-            after = conductor.waiting()
-            # What still waits after it was looked at is not for this worker now: its hosts are not free.
-            due = after if verdict is not None or after != due else None
+        conductor.look(public_id)
 
     @app.task(name=LOOK_AGENT)
     def look_agent(agent_id: int) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
 
 from service.contract import ArmStart, Comparison, Verdict
 from service.store.host_models import ReservationRow
@@ -174,10 +174,7 @@ class AttemptRepository:
     def _lost(self, attempt: AttemptRow, reason: str, now: datetime, longest: timedelta, max_attempts: int) -> None:
         """Queues again, or gives up after `max_attempts`. One lost before waits, at random, for up to `longest`."""
         attempt.error = reason
-        query = select(func.count()).where(
-            AttemptRow.comparison_id == attempt.comparison_id, AttemptRow.state == AttemptState.EXPIRED.value
-        )
-        lost = self._session.scalar(query) or 0
+        lost = self._session.scalar(_losses(attempt.comparison_id)) or 0
         if lost < max_attempts:
             # One that kills its worker takes those with it that are conducted beside it. They must not all come back
             # at the same moment, to the same worker, until all are given up.
@@ -249,10 +246,11 @@ def _is_due(now: datetime, lease: timedelta) -> ColumnElement[bool]:
     return or_(not_before.is_(None), not_before <= now, not_before > now + lease)
 
 
-_SUSPECT = (
-    select(func.count())
-    .where(AttemptRow.comparison_id == ComparisonRow.id, AttemptRow.state == AttemptState.EXPIRED.value)
-    .correlate(ComparisonRow)
-    .scalar_subquery()
-    >= SUSPECT_LOSSES
-)
+def _losses(comparison_id: int | InstrumentedAttribute[int]) -> Select[int]:
+    """How many attempts at a comparison were lost."""
+    return select(func.count()).where(
+        AttemptRow.comparison_id == comparison_id, AttemptRow.state == AttemptState.EXPIRED.value
+    )
+
+
+_SUSPECT = _losses(ComparisonRow.id).correlate(ComparisonRow).scalar_subquery() >= SUSPECT_LOSSES

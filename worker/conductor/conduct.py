@@ -56,6 +56,19 @@ class Conductor:
         self._leases: set[Lease] = set()
         self._leaving = False
 
+    def look(self, public_id: str) -> None:
+        """Conducts this comparison, and then what waits, for as long as there is something that it can conduct.
+
+        Whatever the bell was for: Celery hears the next one up to two seconds later, behind any that are stale.
+        """
+        due: str | None = public_id
+        while due is not None:
+            with bound(comparison=due), span("conduct", comparison=due):
+                verdict = self.conduct(due)
+            after = self.waiting()
+            # What still waits after it was looked at is not for this worker now: its hosts are not free.
+            due = after if verdict is not None or after != due else None
+
     def conduct(self, public_id: str) -> Verdict | None:
         """Runs a comparison if it is queued. Its verdict; nothing when there was nothing to do or it was given up.
 
