@@ -212,7 +212,9 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
                 continue
             earlier = self._contributions.get(name)
             if type(contribution) is Product:
-                contribution = self._planned(name, contribution, earlier, 1 if sharing is None else sharing.layers)
+                # A copy, as autocast makes one of another dtype, is the layer's own.
+                own = sharing is None or contribution.activations.data_ptr() != activations[0].data_ptr()
+                contribution = self._planned(name, contribution, earlier, 1 if own else sharing.layers)
             if earlier is not None:
                 contribution = self._added(module, earlier, contribution)
             self._contributions[name] = contribution

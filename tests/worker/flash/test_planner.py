@@ -56,6 +56,20 @@ def test_layers_that_share_their_input_are_found():
     assert [first.layers, other.layers, again.layers] == [2, 1, 1]
 
 
+@pytest.mark.parametrize(("autocast", "sharing"), [(False, 2), (True, 1)])
+def test_a_plan_says_what_layers_share(autocast, sharing, monkeypatch):
+    """Under autocast each layer casts the float32 input for itself."""
+    monkeypatch.setattr("worker.flash.planner.SMALL", 0)
+    model = Calls(6, 8, True, 1)
+    x, labels = torch.randn(3, 5, 6), torch.arange(3)
+    _, module, _, criterion, _ = make_private(model, batch=3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = criterion(module(x).float(), labels)
+    losses.backward()
+    found = {choice.parameter: choice.shape.sharing for choice in module.plan()}
+    assert (found["up.weight"], found["head.weight"]) == (sharing, 1)
+
+
 @given(
     shapes=st.lists(st.tuples(*[st.integers(1, 5000)] * 4, st.sampled_from([2, 4])), max_size=8),
     budget=st.integers(0, 2**32),
