@@ -54,8 +54,8 @@ def shared_gram(activations: torch.Tensor, backprops: Sequence[torch.Tensor]) ->
     """Σ_j ‖AᵀG_j‖²_F per sample, (B,) float32, of 16 bits: Σ_{s,t} ⟨a_s, a_t⟩ Σ_j ⟨g_js, g_jt⟩, where the products of
     A are made once for three G. See `may_share`.
 
-    Tensor cores truncate when they accumulate: the sum over three G of 2,048 features is 2.6e-5 too small on an H200,
-    and 1.0e-5 that over one.
+    Tensor cores truncate when they accumulate: the sum over three G of 2,048 features is off by 2.6e-5 on an H200,
+    and that over one by 1.0e-5.
     """
     found = [
         gram(activations, some[0], others=some[1:])
@@ -298,7 +298,7 @@ def _kernel(
         nothing, g, sample, i, j, g_first, tl.minimum(g_last, d_out), batch, tokens, d_out, g_b, g_t, g_d,
         BLOCK_T, BLOCK_D, PIECES, PRECISION, DESCRIBED, UPCAST,
     )  # fmt: skip
-    # One sum, as there are no registers for a third tile: a sum of its own for each G takes a third longer.
+    # One sum: one of its own for each G would truncate less, and takes a quarter longer.
     if COUNT > 1:
         gg = _gram_tile(
             gg, g_second, sample, i, j, tl.maximum(g_first - d_out, 0), tl.minimum(g_last - d_out, d_out),
