@@ -35,7 +35,7 @@ def flash_norm_of_linear_by_token():
     by_token = "(activations.square().sum(2) * backprops.square().sum(2)).sum(1)"
     edit("worker.flash.backend:Backend.linear_weight", (right, by_token))
     together = "self.functions.linear_weights(pairs, input_precision=self.input_precision)"
-    by_token = "torch.stack([(a.square().sum(2) * g.square().sum(2)).sum(1) for a, g in pairs])"
+    by_token = "sum((a.square().sum(2) * g.square().sum(2)).sum(1) for a, g in pairs)"
     edit("worker.flash.backend:Backend.linear_weights", (together, by_token))
 
 

@@ -88,10 +88,27 @@ def test_layers_that_share_their_input(kernels, shape, dtype):
     a, several = random(batch, tokens, d_in, dtype=dtype), []
     for count in range(1, 5):
         several.append(random(batch, tokens, d_out, dtype=dtype))
-        found = kernels.shared_linear_weight(a, several, input_precision="ieee")
-        # Tensor cores truncate each product they add, of up to three times d_out features here.
-        norms.close(found, sum(norms.linear(a, g) for g in several), 1e-5 + 2.5e-9 * min(count, 3) * d_out)
-        assert torch.equal(kernels.shared_linear_weight(a, several, input_precision="ieee"), found), count
+        pairs = [Pair(a, g) for g in several]
+        found = kernels.linear_weights(pairs, input_precision="ieee")
+        # Tensor cores truncate each product they add, of all the d_out features of all G here.
+        norms.close(found, sum(norms.linear(a, g) for g in several), 1e-5 + 2.5e-9 * count * d_out)
+        assert torch.equal(kernels.linear_weights(pairs, input_precision="ieee"), found), count
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_in_one_launch(kernels, dtype, layout):
+    from worker.flash.kernels.linear_group import Siblings, grouped_gram
+
+    torch.manual_seed(0)
+    groups = []
+    for d_in, d_out, count in ((512, 640, 1), (1000, 64, 3), (77, 2048, 2)):
+        a = random(3, 700, d_in, dtype=dtype, layout=layout)
+        groups.append(Siblings(a, [random(3, 700, d_out, dtype=dtype, layout=layout) for _ in range(count)]))
+    found = grouped_gram(groups)
+    assert torch.equal(grouped_gram(groups), found)
+    for squares, (a, several) in zip(found, groups, strict=True):
+        norms.close(squares, sum(norms.linear(a, g) for g in several), 2e-5)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "fp16x3"])
@@ -149,8 +166,7 @@ def test_many_at_once(kernels, dtype, precision, layout):
     for some in (pairs, pairs[:4]):
         found = kernels.linear_weights(some, input_precision=precision)
         assert torch.equal(kernels.linear_weights(some, input_precision=precision), found)
-        for squares, pair in zip(found, some, strict=True):
-            norms.close(squares, norms.linear(*pair))
+        norms.close(found, sum(norms.linear(*pair) for pair in some))
     tensors, factors = [g for _, g in pairs], torch.rand(4, device="cuda")
     for found, g in zip(kernels.all_scaled(tensors, factors), tensors, strict=True):
         assert torch.equal(found, kernels.scaled(g, factors))
@@ -185,7 +201,7 @@ def test_column_sums_and_layer_norm(kernels, shape, dtype):
     torch.manual_seed(0)
     batch, tokens, _, width = shape
     g = random(batch, tokens, width, dtype=dtype, layout="transposed")
-    norms.close(kernels.column_sums(g).square().sum(1), norms.column_sum(g))
+    norms.close(kernels.column_sums([g]).square().sum(1), norms.column_sum(g))
     if width > 1:
         for x in (random(batch, tokens, width, dtype=dtype), random(batch, tokens, width, dtype=torch.float32)):
             norms.close_layer_norm(kernels.layer_norm_gradients(x, g, 1e-5), x, g)
@@ -224,7 +240,7 @@ def test_offsets_beyond_two_to_the_31(kernels):
     view.normal_()
     norms.close(kernels.linear_direct(view, view, input_precision="ieee"), norms.linear(view, view))
     norms.close(kernels.linear_gram(view, view, input_precision="ieee"), norms.linear(view, view))
-    norms.close(kernels.column_sums(view).square().sum(1), norms.column_sum(view))
+    norms.close(kernels.column_sums([view]).square().sum(1), norms.column_sum(view))
     norms.close_layer_norm(kernels.layer_norm_gradients(view, view, 1e-5), view, view)
     ids = torch.randint(0, 4, (2, 16), device="cuda")
     norms.close(kernels.embedding_weight(ids, view, None), norms.embedding(ids, view, None))

@@ -48,11 +48,6 @@ class Backend:
         self._check(activations, backprops)
         return self.functions.linear_weight(activations, backprops, input_precision=self.input_precision)
 
-    def shared_linear_weight(self, activations: torch.Tensor, backprops: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Σ_j of `linear_weight` of the activations and each of the backprops, (B,), of one dtype."""
-        self._check(activations, *backprops)
-        return self.functions.shared_linear_weight(activations, backprops, input_precision=self.input_precision)
-
     def linear_gradients(self, activations: torch.Tensor, backprops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Σ_t g_t a_tᵀ of each sample, (B, d_out, d_in) of the inputs' dtype, and their squared norms, (B,)."""
         self._check(activations, backprops)
@@ -73,13 +68,9 @@ class Backend:
         self._check(*(term.backprops for term in terms))
         return self.functions.token_sums(terms)
 
-    def column_sums(self, backprops: torch.Tensor) -> torch.Tensor:
-        """Σ_t g_t of each sample, (B, d), of backprops (B, T, d)."""
-        self._check(backprops)
-        return self.functions.column_sums(backprops)
-
     def linear_weights(self, pairs: Sequence[Pair]) -> torch.Tensor:
-        """`linear_weight` of each pair, (n, B), of one B, dtype and device, in few launches."""
+        """The sum of `linear_weight` of all pairs, (B,), of one B and device: in few launches, and for 16 bits
+        with what is done to an input done once for the layers that share it."""
         self._check(*(pair.backprops for pair in pairs))
         return self.functions.linear_weights(pairs, input_precision=self.input_precision)
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 
-from worker.flash.backend import Backend
+from worker.flash.backend import Backend, Pair
 from worker.flash.contributions import Contribution, PerSample, Postponed, Product
 from worker.flash.planner import SMALL, is_small
 
@@ -45,7 +45,10 @@ class Ledger:
     def squared_norms(self, backend: Backend) -> torch.Tensor:
         """Squared norms of each sample's gradient by all parameters together, (B,)."""
         entries = dict.fromkeys(self._entries.values())
-        return torch.cat([entry.squared_norms(backend) for entry in entries]).sum(dim=0)
+        pairs = [pair for entry in entries for pair in entry.pairs()]
+        rows = [backend.linear_weights(pairs)] if pairs else []
+        rows += [entry.squared_norms(backend) for entry in entries if not entry.pairs()]
+        return torch.stack(rows).sum(dim=0)
 
     def squared_norms_by_parameter(self, backend: Backend) -> dict[str, torch.Tensor]:
         """Squared norms of each sample's gradient by each parameter, (B,): slower, for those who look for a fault."""
@@ -71,9 +74,13 @@ class Ledger:
 class _Entry(ABC):
     """Contributions of some parameters."""
 
+    def pairs(self) -> list[Pair]:
+        """Of Linear weights, whose norms are taken together with those of all other entries."""
+        return []
+
     @abstractmethod
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        """(n, B): rows that add up to those of all these parameters."""
+        """Those of all these parameters added up, (B,)."""
 
     @abstractmethod
     def by_parameter(self, backend: Backend) -> Gradients:
@@ -91,7 +98,7 @@ class _Single(_Entry):
         [(self._name, self._contribution)] = members.items()
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        return self._contribution.squared_norms(backend).unsqueeze(0)
+        return self._contribution.squared_norms(backend)
 
     def by_parameter(self, backend: Backend) -> Gradients:
         yield self._name, self._contribution.squared_norms(backend)
@@ -113,7 +120,7 @@ class _Joined(_Entry):
         return self._all
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        return self._joined(backend).squared_norms(backend).unsqueeze(0)
+        return self._joined(backend).squared_norms(backend)
 
     def by_parameter(self, backend: Backend) -> Gradients:
         pieces = self._joined(backend).gradients.split([shape.numel() for shape in self._shapes.values()], dim=1)
@@ -141,25 +148,34 @@ class _Postponed(_Joined):
         return self._all
 
 
-class _Pairs(_Entry):
-    """Products that are small."""
+class _Products(_Entry):
+    """Pairs of Linear weights."""
 
     def __init__(self, members: Mapping[str, Product], dtype: torch.dtype):
         self._dtype = dtype
-        self._pairs = {name: member.pair for name, member in members.items()}
+        self._members = dict(members)
+
+    def pairs(self) -> list[Pair]:
+        return [member.pair for member in self._members.values()]
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        return backend.linear_weights(list(self._pairs.values()))
+        return backend.linear_weights(self.pairs())
 
     def by_parameter(self, backend: Backend) -> Gradients:
-        yield from zip(self._pairs, self.squared_norms(backend), strict=True)
+        for name, member in self._members.items():
+            yield name, member.squared_norms(backend)
+
+
+class _Small(_Products):
+    """Of few elements: launches are all that they cost."""
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         # The query, key and value of attention share an input: it is scaled once.
-        narrow = {name: min(pair, key=lambda t: t.shape[2]) for name, pair in self._pairs.items()}
+        narrow = {name: min(member.pair, key=lambda t: t.shape[2]) for name, member in self._members.items()}
         distinct = {_view(tensor): tensor for tensor in narrow.values()}
         scaled = dict(zip(distinct, backend.all_scaled(list(distinct.values()), factors), strict=True))
-        for name, (a, g) in self._pairs.items():
+        for name, member in self._members.items():
+            a, g = member.pair
             if narrow[name] is a:
                 a = scaled[_view(a)]
             else:
@@ -167,21 +183,8 @@ class _Pairs(_Entry):
             yield name, torch.mm(g.flatten(0, 1).t(), a.flatten(0, 1)).to(self._dtype)
 
 
-class _Siblings(_Entry):
-    """Products of layers that share their input, as the query, key and value of attention do."""
-
-    def __init__(self, members: Mapping[str, Product], dtype: torch.dtype):
-        self._dtype = dtype
-        self._members = dict(members)
-
-    def squared_norms(self, backend: Backend) -> torch.Tensor:
-        backprops = [member.backprops for member in self._members.values()]
-        activations = next(iter(self._members.values())).activations
-        return backend.shared_linear_weight(activations, backprops).unsqueeze(0)
-
-    def by_parameter(self, backend: Backend) -> Gradients:
-        for name, member in self._members.items():
-            yield name, member.squared_norms(backend)
+class _Siblings(_Products):
+    """Of one input, as those of query, key and value are, or of one layer."""
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         activations = next(iter(self._members.values())).activations
@@ -206,7 +209,8 @@ def _kind(contribution: Contribution) -> Hashable | None:
     if type(contribution) is PerSample and contribution.gradients.numel() <= SMALL:
         return contribution.gradients.dtype
     if isinstance(contribution, Postponed):
-        return Postponed, contribution.term.backprops.dtype == torch.float64
+        g = contribution.term.backprops
+        return Postponed, g.dtype == torch.float64, is_small(g)
     if isinstance(contribution, Product):
         a, g = contribution.pair
         return (Product, g.dtype) if _is_small_pair(contribution) else (Product, _view(a), g.dtype)
@@ -226,6 +230,4 @@ def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bo
         return _Postponed(members, dtype)
     if isinstance(first, PerSample):
         return _Joined(members, dtype)
-    if _is_small_pair(first):
-        return _Pairs(members, dtype)
-    return _Siblings(members, dtype) if len(members) > 1 else _Single(members, dtype)
+    return (_Small if _is_small_pair(first) else _Siblings)(members, dtype)

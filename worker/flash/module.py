@@ -25,7 +25,7 @@ from worker.flash.layers import (
     refuse_shared_parameters,
 )
 from worker.flash.ledger import Ledger
-from worker.flash.planner import Choice, Linear, Planner, SharedInputs, Sharing
+from worker.flash.planner import Choice, Linear, Planner, SharedInputs, Sharing, is_small
 from worker.flash.reducer import Reducer
 from worker.flash.samplers import FLASH_NORM_SAMPLERS
 from worker.flash.tap import Inputs, tap
@@ -206,6 +206,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
             backprops = backprops.transpose(0, 1)
         sampler = FLASH_NORM_SAMPLERS.get(layer_type(module), self._per_sample)
         found = sampler(module, activations, backprops, self.backend)
+        held = False
         for parent, slot, name in self._own[module]:
             contribution = found.get(parent._parameters[slot])
             if contribution is None or not parent._parameters[slot].requires_grad:
@@ -215,6 +216,10 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
                 # A copy, as autocast makes one of another dtype, is the layer's own.
                 own = sharing is None or contribution.activations.data_ptr() != activations[0].data_ptr()
                 contribution = self._planned(name, contribution, earlier, 1 if own else sharing.layers)
+            if isinstance(contribution, Postponed) and not (held or is_small(contribution.term.backprops)):
+                # Nothing but it would keep its tensors.
+                contribution = contribution.computed(self.backend)
+            held = held or not isinstance(contribution, PerSample)
             if earlier is not None:
                 contribution = self._added(module, earlier, contribution)
             self._contributions[name] = contribution

@@ -1,25 +1,26 @@
 """Sums gradients over ranks into the shards of their parameters, in buckets, each reduce-scattered once."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-# Bytes of gradients that are reduced together, at least: fewer would not fill the link.
-BUCKET = 1 << 25
+# Bytes of gradients that are reduced together, at least: fewer would not fill the link, and a call takes the host
+# longer than all else that is done for a gradient.
+BUCKET = 1 << 26
 
 
 class Reducer:
-    """Takes whole gradients in one order on all ranks. On CUDA a bucket is reduced on a stream of its own while the
-    next gradients are computed."""
+    """Takes whole gradients in one order on all ranks. While a bucket is reduced the next gradients are computed; then
+    the bucket after it waits for it, so that no more than two are held."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[nn.Parameter, torch.Tensor]] = []
-        self._reduced: list[tuple[nn.Parameter, torch.Tensor]] = []
-        self._stream: torch.cuda.Stream | None = None
+        self._waiting: list[tuple[DTensor, torch.Tensor]] = []
+        self._bytes = 0
+        self._sent: _Bucket | None = None
+        self._reduced: list[tuple[DTensor, torch.Tensor]] = []
 
     @torch.no_grad()
     def add(self, parameter: DTensor, gradient: torch.Tensor) -> None:
@@ -30,55 +31,63 @@ class Reducer:
             partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False)
             parameter.grad = partial.redistribute(placements=parameter.placements).to(parameter.dtype)
             return
-        if self._waiting and _alike(*self._waiting[0]) != _alike(parameter, gradient):
-            self._flush()
+        if self._waiting and not _alike(*self._waiting[0], parameter, gradient):
+            self._send()
         self._waiting.append((parameter, gradient))
-        if sum(waiting.nbytes for _, waiting in self._waiting) >= BUCKET:
-            self._flush()
+        self._bytes += gradient.nbytes
+        if self._bytes >= BUCKET:
+            self._send()
 
     @torch.no_grad()
     def finish(self) -> None:
         """Reduces what is left; what comes next on the current stream sees every gradient."""
-        self._flush()
-        if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        self._send()
+        self._receive()
         for p, local in self._reduced:
             # As fully_shard does; DTensor.from_local takes ten times as long to find that nothing is to be done.
             p.grad = DTensor(local.to(p.dtype), p._spec, requires_grad=False)
         self._reduced = []
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        first = self._waiting[0][0]
-        mesh = first.device_mesh
-        [shard] = [dim for dim, place in enumerate(first.placements) if isinstance(place, Shard)]
-        parts = [_chunked(gradient, mesh.size(shard)) for _, gradient in self._waiting]
-        widths = [part.shape[1] for part in parts]
-        # Row r is what rank r keeps of all of them.
-        whole, own = torch.cat(parts, 1), parts[0].new_empty(sum(widths))
-        if whole.is_cuda:
-            self._stream = self._stream or torch.cuda.Stream(whole.device)
-            self._stream.wait_stream(torch.cuda.current_stream(whole.device))
-            with torch.cuda.stream(self._stream):
-                _reduce(own, whole, mesh, shard)
-            whole.record_stream(self._stream)
-        else:
-            _reduce(own, whole, mesh, shard)
-        for (p, _), piece in zip(self._waiting, own.split(widths), strict=True):
-            local = p.to_local().shape
-            self._reduced.append((p, piece[: local.numel()].view(local)))
-        self._waiting = []
+    def _send(self) -> None:
+        self._receive()
+        if self._waiting:
+            self._sent = _Bucket(self._waiting)
+        self._waiting, self._bytes = [], 0
+
+    def _receive(self) -> None:
+        if self._sent is not None:
+            self._reduced += self._sent.received()
+        self._sent = None
 
 
-class _Alike(NamedTuple):
-    mesh: object
-    placements: object
-    dtype: torch.dtype
+class _Bucket:
+    """Gradients side by side on their way: row r of the whole is what rank r keeps of all of them."""
+
+    def __init__(self, members: list[tuple[DTensor, torch.Tensor]]):
+        first = members[0][0]
+        self._mesh = first.device_mesh
+        [self._shard] = [dim for dim, place in enumerate(first.placements) if isinstance(place, Shard)]
+        self._parameters = [parameter for parameter, _ in members]
+        parts = [_chunked(gradient, self._mesh.size(self._shard)) for _, gradient in members]
+        self._widths = [part.shape[1] for part in parts]
+        whole = torch.cat(parts, 1)
+        self._own = whole.new_empty(sum(self._widths))
+        group = self._mesh.get_group(self._shard)
+        self._work = dist.reduce_scatter_tensor(self._own, whole.view(-1), group=group, async_op=True)
+
+    def received(self) -> Iterator[tuple[DTensor, torch.Tensor]]:
+        """Parameters, and this rank's rows of the sums: what comes next on the current stream sees them."""
+        self._work.wait()
+        for dim in range(self._mesh.ndim):
+            if dim != self._shard:
+                dist.all_reduce(self._own, group=self._mesh.get_group(dim))
+        for p, piece in zip(self._parameters, self._own.split(self._widths), strict=True):
+            local = p._local_tensor.shape
+            yield p, (piece if piece.numel() == local.numel() else piece[: local.numel()]).view(local)
 
 
-def _alike(parameter: DTensor, gradient: torch.Tensor) -> _Alike:
-    return _Alike(parameter.device_mesh, parameter.placements, gradient.dtype)
+def _alike(one: DTensor, its: torch.Tensor, other: DTensor, others: torch.Tensor) -> bool:
+    return one.device_mesh == other.device_mesh and one.placements == other.placements and its.dtype == others.dtype
 
 
 def _by_rows(parameter: DTensor) -> bool:
@@ -89,13 +98,8 @@ def _by_rows(parameter: DTensor) -> bool:
 
 def _chunked(gradient: torch.Tensor, ranks: int) -> torch.Tensor:
     """(ranks, elements of a rank's rows), as torch.chunk deals them, the last ones padded with zeros."""
-    rows = gradient.reshape(len(gradient), -1)
-    missing = -len(rows) % ranks
-    return (F.pad(rows, (0, 0, 0, missing)) if missing else rows).view(ranks, -1)
-
-
-def _reduce(own: torch.Tensor, whole: torch.Tensor, mesh: dist.DeviceMesh, shard: int) -> None:
-    dist.reduce_scatter_tensor(own, whole.view(-1), group=mesh.get_group(shard))
-    for dim in range(mesh.ndim):
-        if dim != shard:
-            dist.all_reduce(own, group=mesh.get_group(dim))
+    missing = -len(gradient) % ranks
+    if missing:
+        rows = gradient.reshape(len(gradient), -1)
+        return F.pad(rows, (0, 0, 0, missing)).view(ranks, -1)
+    return gradient.reshape(ranks, -1)

@@ -127,9 +127,7 @@ def _bias(layer: nn.Module, g: torch.Tensor, backend: Backend) -> Contributions:
     bias = layer.bias
     if bias is None or not bias.requires_grad:
         return {}
-    if is_small(g):
-        return {bias: Postponed(TokenSum(g), bias.shape)}
-    return {bias: PerSample(backend.column_sums(g).view(-1, *bias.shape))}
+    return {bias: Postponed(TokenSum(g), bias.shape)}
 
 
 def _positions(tensor: torch.Tensor) -> torch.Tensor:

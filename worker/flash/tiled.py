@@ -4,6 +4,7 @@ No temporary grows with B·d_in·d_out, B·T² or B·vocabulary: each tile holds
 sample's row block, where that is more).
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -32,16 +33,9 @@ def linear_weight(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     return out
 
 
-def shared_linear_weight(
-    activations: torch.Tensor, backprops: Sequence[torch.Tensor], *, input_precision: str = "ieee"
-) -> torch.Tensor:
-    """Σ_j of `linear_weight`, (B,); see `Backend.shared_linear_weight`."""
-    return torch.stack([linear_weight(activations, g) for g in backprops]).sum(0)
-
-
 def linear_weights(pairs: Sequence[Pair], *, input_precision: str = "ieee") -> torch.Tensor:
-    """`linear_weight` of each pair, (n, B); see `Backend.linear_weights`."""
-    return torch.stack([linear_weight(*pair, input_precision=input_precision) for pair in pairs])
+    """The sum of `linear_weight` of all pairs, (B,); see `Backend.linear_weights`."""
+    return functools.reduce(torch.add, (linear_weight(*pair, input_precision=input_precision) for pair in pairs))
 
 
 def _direct(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -118,14 +112,8 @@ def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
 def _token_sum(term: TokenSum) -> torch.Tensor:
     g, x, eps, centred = term
     if x is None:
-        return _wide(g).sum(1)
+        return g.sum(1, dtype=torch.promote_types(g.dtype, torch.float32))
     return layer_norm_gradients(x, g, eps)[0] if centred else rms_norm_gradients(x, g, eps)
-
-
-def column_sums(backprops: torch.Tensor) -> torch.Tensor:
-    """Σ_t g_t of each sample, (B, d); see `Backend.column_sums`."""
-    dtype = torch.float64 if backprops.dtype == torch.float64 else torch.float32
-    return backprops.sum(1, dtype=dtype)
 
 
 def layer_norm_gradients(

@@ -14,7 +14,8 @@ from worker.flash import kernels
 from worker.flash.backend import INPUT_PRECISIONS, Pair, TokenSum
 from worker.flash.kernels.linear_direct import direct
 from worker.flash.kernels.linear_gram import Blocks as GramBlocks
-from worker.flash.kernels.linear_gram import cut, gram, may_share, shared_gram
+from worker.flash.kernels.linear_gram import cut, gram
+from worker.flash.kernels.linear_group import Siblings, grouped_gram
 from worker.flash.kernels.noise import NoiseTable
 from worker.flash.kernels.operand import describable
 from worker.flash.kernels.split import multiplied, split
@@ -59,35 +60,40 @@ def test_linear_over_several_tiles(form, shape, dtype, precision):
     norms.close(form(a, g, input_precision=precision), norms.linear(a, g))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(2, 130, 72, 128), (1, 40, 33, 256), (1, 100, 896, 384)])
-def test_layers_that_share_their_input(shape, count):
-    """In one tile and several, cut and not; the fourth is a launch of its own."""
+def test_layers_that_share_their_input(shape):
+    """One to four of them in one launch, read by descriptors and not, in one tile and several."""
     batch, length, d_in, d_out = shape
     for dtype in (torch.bfloat16, torch.float16):
-        a = torch.randn(batch, length, d_in).to(dtype)
-        several = [torch.randn(batch, length, d_out).to(dtype) for _ in range(count)]
-        assert may_share(several)
-        expected = sum(norms.linear(a, g) for g in several)
-        norms.close(shared_gram(a, several), expected)
-        norms.close(kernels.shared_linear_weight(a, several, input_precision="fp16x3"), expected)
+        groups, expected = [], []
+        for count in range(1, 5):
+            a = torch.randn(batch, length, d_in).to(dtype)
+            several = [torch.randn(batch, length, d_out).to(dtype) for _ in range(count)]
+            groups.append(Siblings(a, several))
+            expected.append(sum(norms.linear(a, g) for g in several))
+        for squares, right in zip(grouped_gram(groups), expected, strict=True):
+            norms.close(squares, right)
+        pairs = [Pair(a, g) for a, several in groups for g in several]
+        norms.close(kernels.linear_weights(pairs, input_precision="fp16x3"), sum(expected))
 
 
-def test_which_layers_do_not_share_their_input():
-    a, g = torch.randn(2, 40, 64), torch.randn(2, 40, 128)
-    for first, second in (
-        (g, g),
-        (g.half(), g.bfloat16()),
-        (g.half(), g[:, :, :64].half()),
-        (g.half(), g.transpose(0, 1).contiguous().transpose(0, 1).half()),
-        (g[:, :, :100].half(), g[:, :, :100].half()),
-        (g[:0].half(), g[:0].half()),
-    ):
-        assert not may_share([first, second])
-        if first.dtype == second.dtype:
-            x = a[: len(first)].to(first.dtype)
-            expected = norms.linear(x, first) + norms.linear(x, second)
-            norms.close(kernels.shared_linear_weight(x, [first, second], input_precision="ieee"), expected)
+def test_layers_of_many_shapes_and_layouts():
+    a, g = torch.randn(2, 80, 96), torch.randn(2, 80, 128)
+    pairs = [
+        Pair(a, g),
+        Pair(a.half(), g.bfloat16().half()),
+        Pair(a.half(), g[:, :, :64].half()),
+        Pair(a.half(), g.transpose(0, 1).contiguous().transpose(0, 1).half()),
+        Pair(a[:, :, 1:97:2].half(), g[:, :, :100].half()),
+        Pair(a.bfloat16(), g.bfloat16()),
+        Pair(a[:, :70].bfloat16(), g[:, 10:].bfloat16()),
+        Pair(a[:, :0], g[:, :0]),
+        Pair(a[:, :1].half(), g[:, :1].half()),
+    ]
+    expected = sum(norms.linear(*pair) for pair in pairs)
+    norms.close(kernels.linear_weights(pairs, input_precision="ieee"), expected)
+    empty = [Pair(a[:0].half(), g[:0].half())] * 2
+    assert kernels.linear_weights(empty, input_precision="ieee").shape == (0,)
 
 
 def test_which_tensors_a_descriptor_reads():
@@ -219,8 +225,7 @@ def test_many_pairs_at_once(data):
         for t, d_in, d_out in shapes + shapes[:1]
     ]
     found = kernels.linear_weights(pairs, input_precision=data.draw(st.sampled_from(INPUT_PRECISIONS)))
-    for squares, pair in zip(found, pairs, strict=True):
-        norms.close(squares, norms.linear(*pair))
+    norms.close(found, sum(norms.linear(*pair) for pair in pairs))
 
 
 @given(data=st.data())
@@ -273,10 +278,14 @@ def test_noise_is_rounded_once():
 @given(data=st.data())
 @awkward
 def test_column_sums(data):
-    g = data.draw(
-        norms.tensors(data.draw(batches), data.draw(tokens), data.draw(st.integers(1, 150)), data.draw(dtypes))
-    )
-    norms.close(kernels.column_sums(g).square().sum(1), norms.column_sum(g))
+    batch, wide = data.draw(batches), st.integers(1, 150)
+    several = [
+        data.draw(norms.tensors(batch, data.draw(tokens), data.draw(wide), data.draw(dtypes)))
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
+    found = kernels.column_sums(several).split([g.shape[2] for g in several], 1)
+    for sums, g in zip(found, several, strict=True):
+        norms.close(sums.square().sum(1), norms.column_sum(g))
 
 
 @given(data=st.data())
@@ -328,7 +337,7 @@ def test_no_tokens():
     for found in (
         kernels.linear_direct(empty, empty, input_precision="ieee"),
         kernels.linear_gram(empty, empty, input_precision="ieee"),
-        kernels.column_sums(empty).square().sum(1),
+        kernels.column_sums([empty]).square().sum(1),
         kernels.layer_norm_gradients(empty, empty, 1e-5)[0].square().sum(1),
         kernels.embedding_weight(ids, empty, None),
     ):
@@ -344,7 +353,7 @@ def test_the_same_bits_twice(precision):
 
 def test_float64_is_refused():
     with pytest.raises(TypeError, match="float64"):
-        kernels.column_sums(torch.zeros(1, 1, 1, dtype=torch.float64))
+        kernels.column_sums([torch.zeros(1, 1, 1, dtype=torch.float64)])
 
 
 def test_engine_with_triton_equals_engine_with_torch():

@@ -9,10 +9,9 @@ float32, bfloat16 and float16 are accumulated in float32. Blocks are looked up b
 from worker.flash.kernels.column_sums import column_sums
 from worker.flash.kernels.embedding import embedding_weight
 from worker.flash.kernels.layer_norm import group_norm_gradients, layer_norm_gradients, rms_norm_gradients
-from worker.flash.kernels.linear import linear_weight, shared_linear_weight
+from worker.flash.kernels.linear import linear_weight, linear_weights
 from worker.flash.kernels.linear_direct import linear_direct, linear_gradients
 from worker.flash.kernels.linear_gram import linear_gram
-from worker.flash.kernels.linear_small import linear_weights
 from worker.flash.kernels.token_sums import token_sums
 from worker.flash.kernels.weighted import all_scaled, scaled, weighted_sum
 
@@ -29,7 +28,6 @@ __all__ = [
     "linear_weights",
     "rms_norm_gradients",
     "scaled",
-    "shared_linear_weight",
     "token_sums",
     "weighted_sum",
 ]

@@ -1,9 +1,12 @@
 """What every launch needs: checked dtypes, a block size, the right current device, and the partial sums."""
 
+import contextvars
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 from triton import knobs
 
 # Read once, as triton itself does when a kernel is defined: reading the environment costs as much as a small launch.
@@ -31,6 +34,17 @@ def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)
+
+
+def with_memory(device: torch.device, launch: Callable[[], object]) -> None:
+    """A launch of a kernel that makes descriptors, for which it needs memory. The allocator is that of a context of
+    its own, as another's kernels may have theirs."""
+
+    def launched() -> None:
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
+        launch()
+
+    contextvars.copy_context().run(launched)
 
 
 def partial_sums(tensor: torch.Tensor, tiles: int) -> torch.Tensor:

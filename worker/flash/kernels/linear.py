@@ -1,17 +1,28 @@
-"""The weight norm of a Linear: the planner's choice between the direct and the Gram form."""
+"""The weight norms of Linear layers: the planner's choice between the direct and the Gram form, and what is launched
+together."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from worker.flash.kernels.launch import check_dtypes
+from worker.flash.backend import Pair
+from worker.flash.kernels.launch import check_dtypes, processors
 from worker.flash.kernels.linear_direct import linear_direct
-from worker.flash.kernels.linear_gram import linear_gram, may_share, shared_gram
-from worker.flash.planner import prefers_direct
+from worker.flash.kernels.linear_gram import linear_gram
+from worker.flash.kernels.linear_group import Siblings, grouped_gram, tiles_of
+from worker.flash.kernels.linear_small import TOKENS, one_tile_grams
+from worker.flash.planner import is_small, prefers_direct
 
 # SIMT reads the Gram form's operands, contiguous in d, across the grain. On tensor cores both forms run alike.
 _GRAM_COST_SIMT = 4.0
+# A launch for one layer cuts the tiles of its last wave, which one for many does not. From so many waves on that does
+# not matter in a launch for many, and from so many in one for one layer there is nothing to gain: measured on an H200.
+_ENOUGH, _PLENTY = 4, 8
+
+
+# Rows (n, B) that add up to the norms of some pairs.
+Together = Callable[[Sequence[Pair], str], torch.Tensor]
 
 
 def linear_weight(activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str) -> torch.Tensor:
@@ -27,17 +38,6 @@ def _square_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float().square().sum((1, 2))
 
 
-def shared_linear_weight(
-    activations: torch.Tensor, backprops: Sequence[torch.Tensor], *, input_precision: str
-) -> torch.Tensor:
-    """Σ_j ‖Σ_t g_jt a_tᵀ‖²_F, (B,) float32, of the layers j that share the activations."""
-    form = chosen_form(activations, backprops[0], input_precision)
-    if len(backprops) > 1 and activations.shape[1] > 1 and form is linear_gram and may_share(backprops):
-        return shared_gram(activations, backprops)
-    each = [linear_weight(activations, g, input_precision=input_precision) for g in backprops]
-    return functools.reduce(torch.add, each)
-
-
 def chosen_form(
     activations: torch.Tensor, backprops: torch.Tensor, input_precision: str
 ) -> Callable[..., torch.Tensor]:
@@ -46,3 +46,49 @@ def chosen_form(
     simt = input_precision == "ieee" and backprops.dtype == torch.float32
     direct = prefers_direct(tokens, d_in, backprops.shape[2], _GRAM_COST_SIMT if simt else 1.0)
     return linear_direct if direct else linear_gram
+
+
+def linear_weights(pairs: Sequence[Pair], *, input_precision: str) -> torch.Tensor:
+    """The sum of `linear_weight` of all pairs, (B,) float32, of one B."""
+    alike: dict[tuple[Together, Hashable], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        alike[_together(pair, input_precision)].append(pair)
+    rows = [together(members, input_precision) for (together, _), members in alike.items()]
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).sum(0)
+
+
+def _together(pair: Pair, input_precision: str) -> tuple[Together, Hashable]:
+    """Who takes it, and what those have in common whom he takes together with it."""
+    a, g = pair
+    if not (a.numel() and g.numel()):
+        return _each, None
+    small = is_small(a) and is_small(g)
+    if small and a.shape[1] <= TOKENS:
+        return one_tile_grams, g.dtype
+    if g.element_size() == 2 and chosen_form(a, g, input_precision) is linear_gram:
+        return _grouped, (a.shape[1], g.dtype)
+    return (_copied, (a.shape, g.shape, g.dtype)) if small else (_each, None)
+
+
+def _grouped(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
+    """The Gram form of 16 bits and one T."""
+    found: dict[Hashable, Siblings] = {}
+    for a, g in pairs:
+        layout = (a.data_ptr(), a.shape, a.stride(), g.shape, g.stride())
+        found.setdefault(layout, Siblings(a, [])).backprops.append(g)
+    batch, tokens, _ = pairs[0].activations.shape
+    shared = len(found) < len(pairs)
+    waves = batch * tiles_of(tokens) / processors(pairs[0].backprops)
+    if shared or (waves < _PLENTY and waves * len(found) >= _ENOUGH):
+        return grouped_gram(list(found.values()))
+    return _each(pairs, input_precision)
+
+
+def _copied(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
+    """Small ones of one shape, as one of as many samples."""
+    a, g = (torch.cat(side) for side in zip(*pairs, strict=True))
+    return linear_weight(a, g, input_precision=input_precision).view(len(pairs), -1)
+
+
+def _each(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
+    return torch.stack([linear_weight(*pair, input_precision=input_precision) for pair in pairs])

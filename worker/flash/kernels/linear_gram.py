@@ -6,7 +6,6 @@ kernel adds and multiplies the parts. They are at most one tile for each process
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,6 @@ import triton.language as tl
 from worker.flash.kernels.launch import block, check_dtypes, on_device, processors, upcast
 from worker.flash.kernels.operand import describable, operand, tile
 from worker.flash.kernels.split import Exponents, multiplied, unscaled
-
-# How many gradients by one input a program adds up.
-_SHARING = 3
 
 
 class Blocks(NamedTuple):
@@ -48,31 +44,6 @@ def linear_gram(activations: torch.Tensor, backprops: torch.Tensor, *, input_pre
     if batch == 0 or tokens == 0:
         return backprops.new_zeros(batch, dtype=torch.float32)
     return multiplied(gram, activations, backprops, input_precision, reuse=tokens, otherwise="tf32x3")
-
-
-def shared_gram(activations: torch.Tensor, backprops: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Σ_j ‖AᵀG_j‖²_F per sample, (B,) float32, of 16 bits: Σ_{s,t} ⟨a_s, a_t⟩ Σ_j ⟨g_js, g_jt⟩, where the products of
-    A are made once for three G. See `may_share`.
-
-    Tensor cores truncate when they accumulate: the sum over three G of 2,048 features is off by 2.6e-5 on an H200,
-    and that over one by 1.0e-5.
-    """
-    found = [
-        gram(activations, some[0], others=some[1:])
-        for some in (backprops[i : i + _SHARING] for i in range(0, len(backprops), _SHARING))
-    ]
-    return functools.reduce(torch.add, found)
-
-
-def may_share(backprops: Sequence[torch.Tensor]) -> bool:
-    """Whether `shared_gram` takes these: 16 bits, one shape and layout, in whole blocks of features."""
-    first = backprops[0]
-    return (
-        first.element_size() == 2
-        and first.shape[2] % 128 == 0
-        and first.numel() > 0
-        and all((g.shape, g.stride(), g.dtype) == (first.shape, first.stride(), first.dtype) for g in backprops)
-    )
 
 
 @functools.cache
@@ -113,32 +84,25 @@ def gram(
     *,
     input_precision: str = "ieee",
     using: Blocks | None = None,
-    others: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """`linear_gram` of operands as they are or, with exponents, in the pieces that `split` made of them.
-
-    With those of `others` added: up to two tensors like g, in whole blocks of features, and no exponents.
-    """
+    """`linear_gram` of operands as they are or, with exponents, in the pieces that `split` made of them."""
     pieces = 1 if exponents is None else 2
     batch, tokens, d_in = a.shape[0] // pieces, *a.shape[1:]
     d_out = g.shape[2]
-    gradients = [g, *others]
     using = using or choose(a.dtype, input_precision, pieces == 2, (batch, tokens, max(d_in, d_out)), processors(g))
     count = triton.cdiv(tokens, using.t)
     tiles = count * (count + 1) // 2
-    cuts = cut(batch * tiles, d_in, d_out * len(gradients), using, processors(g) * (8 // using.warps))
+    cuts = cut(batch * tiles, d_in, d_out, using, processors(g) * (8 // using.warps))
     parts, rest = cuts.a + cuts.g, batch * tiles - cuts.whole
     partial = a.new_empty(batch, tiles, dtype=torch.float32)
     products = a.new_empty(rest * parts, using.t, using.t, dtype=torch.float32) if parts else None
     # A descriptor costs more time on the host than it saves where one tile is all there is.
-    described = tiles > 1 and all(map(describable, [a, *gradients]))
+    described = tiles > 1 and describable(a) and describable(g)
     scale = exponents or (None, None)
-    read = [operand(gradient, using.t, using.d, described) for gradient in gradients]
     with on_device(g):
         _kernel[(cuts.whole + rest * parts,)](
             operand(a, using.t, using.d, described),
-            *read,
-            *[None] * (_SHARING - len(read)),
+            operand(g, using.t, using.d, described),
             partial,
             products,
             *scale,
@@ -152,7 +116,6 @@ def gram(
             *g.stride(),
             BLOCK_T=using.t,
             BLOCK_D=using.d,
-            COUNT=len(gradients),
             CUT=parts > 0,
             PIECES=pieces,
             PRECISION=input_precision,
@@ -199,7 +162,7 @@ def triangle(index):
 
 
 @triton.jit
-def _gram_tile(
+def gram_tile(
     total,
     x,
     sample,
@@ -242,8 +205,6 @@ def _gram_tile(
 def _kernel(
     a,
     g,
-    g_second,
-    g_third,
     partial_ptr,
     products_ptr,
     a_exponents_ptr,
@@ -266,7 +227,6 @@ def _kernel(
     g_d,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    COUNT: tl.constexpr,
     CUT: tl.constexpr,
     PIECES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -275,7 +235,7 @@ def _kernel(
 ):
     program = tl.program_id(0)
     index = program
-    a_first, a_last, g_first, g_last = 0, d_in, 0, COUNT * d_out
+    a_first, a_last, g_first, g_last = 0, d_in, 0, d_out
     if CUT:
         beyond = tl.maximum(program - whole, 0)
         part = beyond % (a_parts + g_parts)
@@ -286,29 +246,18 @@ def _kernel(
             a_first = tl.where(of_a, part * a_step, 0)
             a_last = tl.where(of_a, tl.minimum(a_first + a_step, d_in), 0)
             g_first = tl.where(of_a, 0, (part - a_parts) * g_step)
-            g_last = tl.where(of_a, 0, tl.minimum(g_first + g_step, COUNT * d_out))
+            g_last = tl.where(of_a, 0, tl.minimum(g_first + g_step, d_out))
     sample = index // tiles
     i, j = triangle(index % tiles)
     nothing = tl.zeros((BLOCK_T, BLOCK_T), dtype=tl.float32)
-    aa = _gram_tile(
+    aa = gram_tile(
         nothing, a, sample, i, j, a_first, a_last, batch, tokens, d_in, a_b, a_t, a_d,
         BLOCK_T, BLOCK_D, PIECES, PRECISION, DESCRIBED, UPCAST,
     )  # fmt: skip
-    gg = _gram_tile(
-        nothing, g, sample, i, j, g_first, tl.minimum(g_last, d_out), batch, tokens, d_out, g_b, g_t, g_d,
+    gg = gram_tile(
+        nothing, g, sample, i, j, g_first, g_last, batch, tokens, d_out, g_b, g_t, g_d,
         BLOCK_T, BLOCK_D, PIECES, PRECISION, DESCRIBED, UPCAST,
     )  # fmt: skip
-    # One sum: one of its own for each G would truncate less, and takes a quarter longer.
-    if COUNT > 1:
-        gg = _gram_tile(
-            gg, g_second, sample, i, j, tl.maximum(g_first - d_out, 0), tl.minimum(g_last - d_out, d_out),
-            batch, tokens, d_out, g_b, g_t, g_d, BLOCK_T, BLOCK_D, PIECES, PRECISION, DESCRIBED, UPCAST,
-        )  # fmt: skip
-    if COUNT > 2:
-        gg = _gram_tile(
-            gg, g_third, sample, i, j, tl.maximum(g_first - 2 * d_out, 0), tl.minimum(g_last - 2 * d_out, d_out),
-            batch, tokens, d_out, g_b, g_t, g_d, BLOCK_T, BLOCK_D, PIECES, PRECISION, DESCRIBED, UPCAST,
-        )  # fmt: skip
     if program < whole:
         _stored(partial_ptr, index, i, j, tl.sum(aa * gg), a_exponents_ptr, g_exponents_ptr, tiles, PIECES)
     elif CUT:

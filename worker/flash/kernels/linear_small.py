@@ -1,4 +1,4 @@
-"""Weight norms of many small Linear layers: those of few tokens are one launch of the Gram form, one tile a sample."""
+"""Weight norms of many Linear layers of few tokens: one launch of the Gram form, one tile a sample."""
 
 from collections.abc import Sequence
 
@@ -8,33 +8,13 @@ import triton.language as tl
 
 from worker.flash.backend import Pair
 from worker.flash.kernels.launch import block, check_dtypes, on_device, upcast
-from worker.flash.kernels.linear import linear_weight
 from worker.flash.kernels.table import TYPES, aligned, multiple, rows_of, table
 
-_TOKENS = 64
+TOKENS = 64
 
 
-def linear_weights(pairs: Sequence[Pair], *, input_precision: str) -> torch.Tensor:
-    """‖AᵀG‖²_F of each pair, (n, B) float32. Of more than 64 tokens, those of one shape are copied together."""
-    batch = len(pairs[0].backprops)
-    alike: dict[object, list[int]] = {}
-    for i, (a, g) in enumerate(pairs):
-        alike.setdefault("few" if g.shape[1] <= _TOKENS else (a.shape, g.shape), []).append(i)
-    found: dict[int, torch.Tensor] = {}
-    for kind, places in alike.items():
-        members = [pairs[i] for i in places]
-        if kind == "few" and batch:
-            squares = _one_tile(members, input_precision)
-        else:
-            a, g = (torch.cat(side) for side in zip(*members, strict=True))
-            squares = linear_weight(a, g, input_precision=input_precision).view(len(places), batch)
-        if len(places) == len(pairs):
-            return squares
-        found.update(zip(places, squares, strict=True))
-    return torch.stack([found[i] for i in range(len(pairs))])
-
-
-def _one_tile(pairs: list[Pair], input_precision: str) -> torch.Tensor:
+def one_tile_grams(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
+    """‖AᵀG‖²_F of each pair, (n, B) float32, of at most `TOKENS` tokens, one B > 0 and one dtype."""
     whole = [(rows_of(a), rows_of(g)) for a, g in pairs]
     tensors = [tensor for pair in whole for tensor in pair]
     check_dtypes(*tensors)
@@ -49,7 +29,7 @@ def _one_tile(pairs: list[Pair], input_precision: str) -> torch.Tensor:
             table(rows, g.device),
             found,
             len(g),
-            BLOCK_T=block(max(row[2] for row in rows), _TOKENS),
+            BLOCK_T=block(max(row[2] for row in rows), TOKENS),
             BLOCK_D=64,
             DTYPE=TYPES[g.dtype],
             # Of 64 tokens an operand is used too little for a split to pay.

@@ -1,4 +1,4 @@
-"""Per-sample gradients of many small biases, LayerNorms and RMSNorms in one launch: launches are all that they cost."""
+"""Per-sample gradients of many biases and of small LayerNorms and RMSNorms in one launch."""
 
 import functools
 import struct
@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 
 from worker.flash.backend import TokenSum
+from worker.flash.kernels.column_sums import column_sums
 from worker.flash.kernels.launch import block, check_dtypes, on_device, processors
 from worker.flash.kernels.table import TYPES, rows_of, table
-from worker.flash.planner import WIDEST
+from worker.flash.planner import WIDEST, is_small
 
 # Programs for each processor, so that tokens are read while others are reduced.
 _PROGRAMS = 8
@@ -25,6 +26,8 @@ def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
     Raises:
         ValueError: a term is wider than a program can hold.
     """
+    if not any(term.activations is not None or is_small(term.backprops) for term in terms):
+        return column_sums([term.backprops for term in terms])
     widths = [term.backprops.shape[2] for term in terms]
     batch, tokens = len(terms[0].backprops), max(term.backprops.shape[1] for term in terms)
     first = terms[0].backprops
