@@ -24,7 +24,9 @@ from worker.flash.runs import Run
 
 torch.set_num_threads(1)
 awkward = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-batches, tokens, widths = st.integers(0, 3), st.integers(1, 70), st.integers(1, 40)
+batches, tokens = st.integers(0, 3), st.integers(1, 70)
+# Multiples of 16 are read 16 bytes at a time.
+widths = st.integers(1, 40) | st.sampled_from([16, 32, 48])
 dtypes = st.sampled_from(norms.DTYPES)
 
 
@@ -243,7 +245,7 @@ def test_many_scaled_at_once(data):
 def test_many_sums_at_once(data):
     batch, terms = data.draw(batches), []
     for _ in range(data.draw(st.integers(1, 4))):
-        length, width = data.draw(tokens), data.draw(st.integers(2, 70))
+        length, width = data.draw(tokens), data.draw(st.integers(2, 70) | st.sampled_from([16, 32, 64]))
         g, x = (data.draw(norms.tensors(batch, length, width, data.draw(dtypes))) for _ in range(2))
         eps = data.draw(st.sampled_from([1e-5, 1e-3]))
         terms.append(TokenSum(g, *data.draw(st.sampled_from([(), (x, eps), (x, eps, False)]))))
@@ -253,7 +255,11 @@ def test_many_sums_at_once(data):
 
 
 @given(
-    places=st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 5000)), min_size=1, max_size=3),
+    places=st.lists(
+        st.tuples(st.integers(0, 2**40), st.integers(0, 5000) | st.sampled_from([16, 2048, 4112])),
+        min_size=1,
+        max_size=3,
+    ),
     key=st.integers(-(2**63), 2**63 - 1),
 )
 @settings(awkward, max_examples=10)
@@ -278,7 +284,7 @@ def test_noise_is_rounded_once():
 @given(data=st.data())
 @awkward
 def test_column_sums(data):
-    batch, wide = data.draw(batches), st.integers(1, 150)
+    batch, wide = data.draw(batches), st.integers(1, 150) | st.sampled_from([16, 64, 128])
     several = [
         data.draw(norms.tensors(batch, data.draw(tokens), data.draw(wide), data.draw(dtypes)))
         for _ in range(data.draw(st.integers(1, 3)))

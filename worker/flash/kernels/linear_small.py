@@ -8,7 +8,7 @@ import triton.language as tl
 
 from worker.flash.backend import Pair
 from worker.flash.kernels.launch import block, check_dtypes, on_device, upcast
-from worker.flash.kernels.table import TYPES, aligned, multiple, rows_of, table
+from worker.flash.kernels.table import TYPES, aligned, places, rows_of, table, within
 
 TOKENS = 64
 
@@ -52,10 +52,7 @@ def _gram(
     total = tl.zeros((BLOCK_T, BLOCK_T), dtype=tl.float32)
     for start in range(0, width, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)[None, :]
-        places = base + t * x_t + d
-        if ALIGNED:
-            places = tl.multiple_of(places, [16, 16])
-        x = tl.load(places, mask=(t < tokens) & (d < width), other=0.0)
+        x = tl.load(places(base, t * x_t + d, ALIGNED), mask=(t < tokens) & within(d, width, ALIGNED), other=0.0)
         x = x.to(tl.float32) if UPCAST else x
         total = tl.dot(x, x.T, total, input_precision=PRECISION)
     return total
@@ -69,7 +66,7 @@ def _kernel(
     sample, pair = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = rows + pair * 9
     tokens = tl.load(row + 2)
-    d_in, d_out = multiple(tl.load(row + 3), ALIGNED), multiple(tl.load(row + 4), ALIGNED)
+    d_in, d_out = tl.load(row + 3), tl.load(row + 4)
     a = tl.load(row).to(tl.pointer_type(DTYPE)) + sample * tl.load(row + 5)
     g = tl.load(row + 1).to(tl.pointer_type(DTYPE)) + sample * tl.load(row + 7)
     aa = _gram(a, tokens, d_in, tl.load(row + 6), BLOCK_T, BLOCK_D, PRECISION, ALIGNED, UPCAST)

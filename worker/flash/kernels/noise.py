@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from worker.flash.kernels.launch import on_device
-from worker.flash.kernels.table import TYPES, table
+from worker.flash.kernels.table import TYPES, places, table, within
 from worker.flash.runs import Run
 
 BLOCK = 2048
@@ -24,27 +24,29 @@ class NoiseTable:
         for tensor, parts in enumerate(runs):
             for run in parts:
                 blocks = triton.cdiv(run.first % 2 + run.count, BLOCK)
-                rows.append([tensor, run.parameter, run.first, run.start, run.count, program])
+                at_16 = run.first % 2 == 0 and run.start % 16 == 0 and run.count % 16 == 0
+                rows.append([tensor, run.parameter, run.first, run.start, run.count, program, int(at_16)])
                 owners += [len(rows) - 1] * blocks
                 program += blocks
         self.programs = program
-        self.rows = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 6)
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 7)
         self.owners = torch.tensor(owners, dtype=torch.int32, device=device)
 
     def add(self, tensors: Sequence[torch.Tensor], key: torch.Tensor, deviation: float) -> None:
         """Adds normal numbers × deviation to the tensors in place, rounding once; key is int64 on the device."""
         if not self.programs:
             return
-        addresses = table([[tensor.data_ptr()] for tensor in tensors], key.device)
+        found = [tensor.data_ptr() for tensor in tensors]
         with on_device(key):
             _kernel[(self.programs,)](
-                addresses,
+                table([found], key.device),
                 self.owners,
                 self.rows,
                 key,
                 deviation,
                 HALF=BLOCK // 2,
                 DTYPE=TYPES[tensors[0].dtype],
+                ALIGNED=not any(address % 16 for address in found),
                 num_warps=4,
             )
 
@@ -64,9 +66,17 @@ def _circle(z):
 
 
 @triton.jit
-def _kernel(addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTYPE: tl.constexpr):
+def _added(target, noise, inside, DTYPE: tl.constexpr):
+    value = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target, (value + noise).to(DTYPE), mask=inside)
+
+
+@triton.jit
+def _kernel(
+    addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr
+):
     program = tl.program_id(0)
-    row = rows + tl.load(owners + program) * 6
+    row = rows + tl.load(owners + program) * 7
     tensor = tl.load(addresses + tl.load(row)).to(tl.pointer_type(DTYPE))
     parameter, first, start = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     count, before = tl.load(row + 4), tl.load(row + 5)
@@ -84,8 +94,12 @@ def _kernel(addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTY
     radius = tl.sqrt(-2.0 * tl.log(uniform))
     cosine, sine = _circle(z)
     noise = tl.join(radius * cosine, radius * sine).reshape(2 * HALF)
-    place = 2 * (first // 2 + (program - before) * HALF) + tl.arange(0, 2 * HALF) - first
-    inside = (place >= 0) & (place < count)
-    target = tensor + start + place
-    value = tl.load(target, mask=inside, other=0.0).to(tl.float32)
-    tl.store(target, (value + deviation * noise).to(DTYPE), mask=inside)
+    noise *= deviation
+    tensor += start
+    # Of an odd first the element before it is drawn too.
+    drawn = 2 * (program - before) * HALF + tl.arange(0, 2 * HALF)
+    if ALIGNED and tl.load(row + 6) == 1:
+        _added(places(tensor, drawn, True), noise, within(drawn, count, True), DTYPE)
+    else:
+        place = drawn - first % 2
+        _added(tensor + place, noise, (place >= 0) & (place < count), DTYPE)

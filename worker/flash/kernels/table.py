@@ -44,6 +44,15 @@ def aligned(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 @triton.jit
-def multiple(value, ALIGNED: tl.constexpr):
-    """The number, of which the compiler learns that 16 divides it if `ALIGNED`."""
-    return tl.multiple_of(value, 16) if ALIGNED else value
+def places(base, offsets, ALIGNED: tl.constexpr):
+    """base + offsets. The compiler learns that every 16th place is a multiple of 16 bytes if `ALIGNED`, which it cannot
+    know of what comes from a table; a hint is lost unless the sum is made in the function that gives it."""
+    found = base + offsets
+    return tl.multiple_of(found, [16] * len(found.shape)) if ALIGNED else found
+
+
+@triton.jit
+def within(place, size, ALIGNED: tl.constexpr):
+    """place < size. If 16 divides the size it holds for 16 neighbours alike, which the compiler has to see to move 16
+    bytes at a time."""
+    return place // 16 * 16 < size if ALIGNED else place < size

@@ -11,7 +11,7 @@ import triton.language as tl
 from worker.flash.backend import TokenSum
 from worker.flash.kernels.column_sums import column_sums
 from worker.flash.kernels.launch import block, check_dtypes, on_device, processors
-from worker.flash.kernels.table import TYPES, rows_of, table
+from worker.flash.kernels.table import TYPES, aligned, places, rows_of, table, within
 from worker.flash.planner import WIDEST, is_small
 
 # Programs for each processor, so that tokens are read while others are reduced.
@@ -59,8 +59,9 @@ def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
         )
         start += g.shape[2]
     check_dtypes(*held)
+    at_16 = aligned(held)
     for dtypes, rows in alike.items():
-        _launch(rows, dtypes, sums)
+        _launch(rows, dtypes, sums, at_16)
     return sums[0] if chunks == 1 else sums.sum(0)
 
 
@@ -69,7 +70,7 @@ def _bits(eps: float) -> int:
     return struct.unpack("q", struct.pack("d", eps))[0]
 
 
-def _launch(rows: list[_Row], dtypes: tuple[torch.dtype, torch.dtype], sums: torch.Tensor) -> None:
+def _launch(rows: list[_Row], dtypes: tuple[torch.dtype, torch.dtype], sums: torch.Tensor, at_16: bool) -> None:
     chunks, batch, total = sums.shape
     width = max(row[3] for row in rows)
     with on_device(sums):
@@ -82,6 +83,7 @@ def _launch(rows: list[_Row], dtypes: tuple[torch.dtype, torch.dtype], sums: tor
             BLOCK_D=block(width, WIDEST),
             G=TYPES[dtypes[0]],
             X=TYPES[dtypes[1]],
+            ALIGNED=at_16,
             num_warps=4 if width <= 4096 else 16,
         )
 
@@ -96,23 +98,24 @@ def _kernel(
     BLOCK_D: tl.constexpr,
     G: tl.constexpr,
     X: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     row = rows + tl.program_id(1) * 11
     sample, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     tokens, width = tl.load(row + 2), tl.load(row + 3)
     d = tl.arange(0, BLOCK_D)
-    inside = d < width
-    g_base = tl.load(row).to(tl.pointer_type(G)) + sample * tl.load(row + 4) + d
-    x_base = tl.load(row + 1).to(tl.pointer_type(X)) + sample * tl.load(row + 6) + d
+    inside = within(d, width, ALIGNED)
+    g_base = tl.load(row).to(tl.pointer_type(G)) + sample * tl.load(row + 4)
+    x_base = tl.load(row + 1).to(tl.pointer_type(X)) + sample * tl.load(row + 6)
     g_t, x_t = tl.load(row + 5), tl.load(row + 7)
     kind = tl.load(row + 9)
     eps = tl.load(row + 10).to(tl.float64, bitcast=True).to(tl.float32)
     each = tl.cdiv(tokens, chunks)
     found = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for t in range(chunk * each, tl.minimum((chunk + 1) * each, tokens)):
-        g = tl.load(g_base + t * g_t, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(places(g_base + t * g_t, d, ALIGNED), mask=inside, other=0.0).to(tl.float32)
         if kind > 0:
-            x = tl.load(x_base + t * x_t, mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(places(x_base + t * x_t, d, ALIGNED), mask=inside, other=0.0).to(tl.float32)
             mean = tl.where(kind == 1, tl.sum(x) / width, 0.0)
             x = tl.where(inside, x - mean, 0.0)
             g *= x / tl.sqrt(tl.sum(x * x) / width + eps)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from worker.flash.kernels.launch import check_dtypes, on_device
-from worker.flash.kernels.table import TYPES, rows_of, table
+from worker.flash.kernels.table import TYPES, places, table, within
 
 _BLOCK = 2048
 
@@ -28,19 +28,25 @@ def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 def all_scaled(tensors: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
     """`scaled` of each of some (B, T, d) tensors of one dtype, in one launch."""
     check_dtypes(*tensors)
-    held = [rows_of(tensor) for tensor in tensors]
+    held = [tensor if tensor[:1].is_contiguous() else tensor.contiguous() for tensor in tensors]
     out = tensors[0].new_empty(sum(tensor.numel() for tensor in held))
     pieces = out.split([tensor.numel() for tensor in held])
     batch, largest = len(factors), max(tensor.numel() for tensor in held)
     if largest:
         blocks = triton.cdiv(largest // batch, _BLOCK)
         rows = [
-            [x.data_ptr(), piece.data_ptr(), *x.shape[1:], *x.stride()[:2]]
-            for x, piece in zip(held, pieces, strict=True)
+            [x.data_ptr(), piece.data_ptr(), x[0].numel(), x.stride(0)] for x, piece in zip(held, pieces, strict=True)
         ]
+        at_16 = not any(number & 15 for row in rows for number in row)
         with on_device(out):
             _all_scaled[(batch * blocks, len(rows))](
-                table(rows, out.device), factors, blocks, BLOCK=_BLOCK, DTYPE=TYPES[out.dtype], num_warps=8
+                table(rows, out.device),
+                factors,
+                blocks,
+                BLOCK=_BLOCK,
+                DTYPE=TYPES[out.dtype],
+                ALIGNED=at_16,
+                num_warps=8,
             )
     return [piece.view(x.shape) for x, piece in zip(held, pieces, strict=True)]
 
@@ -68,17 +74,17 @@ def _scaled(x_ptr, factors_ptr, out_ptr, size, blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _all_scaled(rows, factors_ptr, blocks, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
-    row = rows + tl.program_id(1) * 6
+def _all_scaled(rows, factors_ptr, blocks, BLOCK: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    row = rows + tl.program_id(1) * 4
     sample = (tl.program_id(0) // blocks).to(tl.int64)
-    tokens, width = tl.load(row + 2), tl.load(row + 3)
+    size = tl.load(row + 2)
     place = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < tokens * width
-    source = tl.load(row).to(tl.pointer_type(DTYPE)) + sample * tl.load(row + 4)
-    x = tl.load(source + place // width * tl.load(row + 5) + place % width, mask=inside, other=0.0)
+    inside = within(place, size, ALIGNED)
+    source = tl.load(row).to(tl.pointer_type(DTYPE)) + sample * tl.load(row + 3)
+    x = tl.load(places(source, place, ALIGNED), mask=inside, other=0.0)
     x = x.to(tl.float32) * tl.load(factors_ptr + sample)
-    target = tl.load(row + 1).to(tl.pointer_type(DTYPE)) + sample * tokens * width
-    tl.store(target + place, x.to(DTYPE), mask=inside)
+    target = tl.load(row + 1).to(tl.pointer_type(DTYPE)) + sample * size
+    tl.store(places(target, place, ALIGNED), x.to(DTYPE), mask=inside)
 
 
 @triton.jit
