@@ -23,9 +23,8 @@ def column_sums(backprops: Sequence[torch.Tensor]) -> torch.Tensor:
     batch, tokens = len(backprops[0]), max(g.shape[1] for g in backprops)
     block_t, block_d = block(tokens, _TILE, smallest=1), block(max(widths), _TILE)
     # As many chunks of tokens as it takes to fill the card.
-    wanted = (
-        _PROGRAMS * processors(backprops[0]) // max(1, batch * sum(triton.cdiv(width, block_d) for width in widths))
-    )
+    programs = batch * sum(triton.cdiv(width, block_d) for width in widths)
+    wanted = _PROGRAMS * processors(backprops[0]) // max(1, programs)
     chunks = max(1, min(triton.cdiv(tokens, block_t), wanted))
     sums = backprops[0].new_empty(batch, chunks, sum(widths), dtype=torch.float32)
     alike: dict[tuple[torch.dtype, bool, bool], list[list[int]]] = defaultdict(list)

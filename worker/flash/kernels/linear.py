@@ -12,6 +12,7 @@ from worker.flash.kernels.linear_direct import linear_direct
 from worker.flash.kernels.linear_gram import linear_gram
 from worker.flash.kernels.linear_group import Siblings, grouped_gram, tiles_of
 from worker.flash.kernels.linear_small import TOKENS, one_tile_grams
+from worker.flash.kernels.operand import describable
 from worker.flash.planner import is_small, prefers_direct
 
 # SIMT reads the Gram form's operands, contiguous in d, across the grain. On tensor cores both forms run alike.
@@ -65,23 +66,28 @@ def _together(pair: Pair, input_precision: str) -> tuple[Together, Hashable]:
     small = is_small(a) and is_small(g)
     if small and a.shape[1] <= TOKENS:
         return one_tile_grams, g.dtype
-    if g.element_size() == 2 and chosen_form(a, g, input_precision) is linear_gram:
+    form = chosen_form(a, g, input_precision)
+    if form is linear_gram and g.element_size() == 2 and describable(a) and describable(g):
         return _grouped, (a.shape[1], g.dtype)
     return (_copied, (a.shape, g.shape, g.dtype)) if small else (_each, None)
 
 
 def _grouped(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
-    """The Gram form of 16 bits and one T."""
+    """The Gram form of 16 bits and one T, read by descriptors."""
+    batch, tokens, _ = pairs[0].activations.shape
+    waves = batch * tiles_of(tokens) / processors(pairs[0].backprops)
     found: dict[Hashable, Siblings] = {}
     for a, g in pairs:
         layout = (a.data_ptr(), a.shape, a.stride(), g.shape, g.stride())
         found.setdefault(layout, Siblings(a, [])).backprops.append(g)
-    batch, tokens, _ = pairs[0].activations.shape
-    shared = len(found) < len(pairs)
-    waves = batch * tiles_of(tokens) / processors(pairs[0].backprops)
-    if shared or (waves < _PLENTY and waves * len(found) >= _ENOUGH):
-        return grouped_gram(list(found.values()))
-    return _each(pairs, input_precision)
+    groups, alone = [], []
+    for siblings in found.values():
+        (groups if len(siblings.backprops) > 1 or waves < _PLENTY else alone).append(siblings)
+    if len(groups) == len(pairs) and waves * len(pairs) < _ENOUGH:
+        groups, alone = [], groups
+    rows = [grouped_gram(groups)] if groups else []
+    rows += [_each([Pair(a, *g) for a, g in alone], input_precision)] if alone else []
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _copied(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:

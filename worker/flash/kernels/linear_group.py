@@ -14,11 +14,10 @@ import triton.language as tl
 
 from worker.flash.kernels.launch import block, check_dtypes, on_device, upcast, with_memory
 from worker.flash.kernels.linear_gram import gram_tile, triangle
-from worker.flash.kernels.operand import describable
 from worker.flash.kernels.table import TYPES, table
 
 _BLOCK_D = 64
-_COLUMNS = 10  # of a row of the table before the addresses of its G
+_COLUMNS = 8  # of a row of the table before the addresses of its G
 
 
 class Siblings(NamedTuple):
@@ -35,7 +34,8 @@ def tiles_of(tokens: int) -> int:
 
 
 def grouped_gram(groups: Sequence[Siblings]) -> torch.Tensor:
-    """Σ_j ‖AᵀG_j‖²_F per group and sample, (n, B) float32, of tensors of 16 bits and one (B, T).
+    """Σ_j ‖AᵀG_j‖²_F per group and sample, (n, B) float32, of tensors of 16 bits and one (B, T) that a descriptor
+    can read.
 
     Tensor cores truncate when they accumulate: the sum over three G of 2,048 features is off by 2.6e-5 on an H200,
     and that over one by 1.0e-5.
@@ -49,7 +49,8 @@ def grouped_gram(groups: Sequence[Siblings]) -> torch.Tensor:
         g = backprops[0]
         addresses = [each.data_ptr() for each in backprops]
         sizes = (a.shape[2], g.shape[2], len(backprops))
-        rows.append([a.data_ptr(), *sizes, *a.stride(), *g.stride(), *addresses, *[0] * (most - len(backprops))])
+        strides = (*a.stride()[:2], *g.stride()[:2])
+        rows.append([a.data_ptr(), *sizes, *strides, *addresses, *[0] * (most - len(backprops))])
     number = tiles_of(tokens)
     partial = tensors[0].new_empty(len(rows), batch, number, dtype=torch.float32)
 
@@ -65,7 +66,6 @@ def grouped_gram(groups: Sequence[Siblings]) -> torch.Tensor:
             BLOCK_T=_block_t(tokens),
             BLOCK_D=_BLOCK_D,
             DTYPE=TYPES[tensors[0].dtype],
-            DESCRIBED=all(map(describable, tensors)),
             UPCAST=upcast(tensors[0]),
             num_warps=8 if tokens > 64 else 4,
             num_stages=4,
@@ -82,43 +82,37 @@ def _block_t(tokens: int) -> int:
 
 
 @triton.jit
-def _operand(
-    address, batch, tokens, width, x_b, x_t, x_d, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, DTYPE: tl.constexpr,
-    DESCRIBED: tl.constexpr,
-):  # fmt: skip
+def _described(
+    address, batch, tokens, width, x_b, x_t, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, DTYPE: tl.constexpr
+):
     x = address.to(tl.pointer_type(DTYPE))
-    if DESCRIBED:
-        return tl.make_tensor_descriptor(x, [batch, tokens, width], [x_b, x_t, 1], [1, BLOCK_T, BLOCK_D])
-    else:
-        return x
+    return tl.make_tensor_descriptor(x, [batch, tokens, width], [x_b, x_t, 1], [1, BLOCK_T, BLOCK_D])
 
 
 @triton.jit
 def _kernel(
     rows, partial_ptr, batch, tokens, tiles, columns, FIRST: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr, DTYPE: tl.constexpr, DESCRIBED: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_D: tl.constexpr, DTYPE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     index, group = tl.program_id(0), tl.program_id(1)
     sample = index // tiles
     i, j = triangle(index % tiles)
     row = rows + group * columns
     d_in, d_out = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
-    a_b, a_t, a_d = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
-    g_b, g_t, g_d = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9)
     nothing = tl.zeros((BLOCK_T, BLOCK_T), dtype=tl.float32)
-    a = _operand(tl.load(row), batch, tokens, d_in, a_b, a_t, a_d, BLOCK_T, BLOCK_D, DTYPE, DESCRIBED)
+    a = _described(tl.load(row), batch, tokens, d_in, tl.load(row + 4), tl.load(row + 5), BLOCK_T, BLOCK_D, DTYPE)
+    # Strides are the descriptor's.
     aa = gram_tile(
-        nothing, a, sample, i, j, 0, d_in, batch, tokens, d_in, a_b, a_t, a_d,
-        BLOCK_T, BLOCK_D, 1, "ieee", DESCRIBED, UPCAST,
-    )  # fmt: skip
+        nothing, a, sample, i, j, 0, d_in, batch, tokens, d_in, 0, 0, 0, BLOCK_T, BLOCK_D, 1, "ieee", True, UPCAST
+    )
     gg = nothing
+    g_b, g_t = tl.load(row + 6), tl.load(row + 7)
     # One sum: one of its own for each G would truncate less, and takes a third longer.
     for k in range(0, tl.load(row + 3).to(tl.int32)):
-        g = _operand(tl.load(row + FIRST + k), batch, tokens, d_out, g_b, g_t, g_d, BLOCK_T, BLOCK_D, DTYPE, DESCRIBED)
+        g = _described(tl.load(row + FIRST + k), batch, tokens, d_out, g_b, g_t, BLOCK_T, BLOCK_D, DTYPE)
         gg = gram_tile(
-            gg, g, sample, i, j, 0, d_out, batch, tokens, d_out, g_b, g_t, g_d,
-            BLOCK_T, BLOCK_D, 1, "ieee", DESCRIBED, UPCAST,
-        )  # fmt: skip
+            gg, g, sample, i, j, 0, d_out, batch, tokens, d_out, 0, 0, 0, BLOCK_T, BLOCK_D, 1, "ieee", True, UPCAST
+        )
     found = tl.sum(aa * gg)
     place = (group * batch + sample).to(tl.int64) * tiles + index % tiles
     tl.store(partial_ptr + place, tl.where(i == j, found, 2.0 * found))
