@@ -16,6 +16,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_SECONDS = 15
 IDLE_SECONDS = 5
+# A server that cannot be reached, or no longer, says nothing: whoever has a lease must learn of it before that is over.
+REACH_SECONDS = 5
+REACHABLE = {
+    "connect_timeout": REACH_SECONDS,
+    "tcp_user_timeout": REACH_SECONDS * 1000,
+    "keepalives_idle": REACH_SECONDS,
+    "keepalives_interval": 1,
+}
 
 
 class Database:
@@ -32,7 +40,7 @@ class Database:
             self.engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
             _prepare_sqlite(self.engine)
         else:
-            self.engine = create_engine(address, connect_args={"connect_timeout": 5})
+            self.engine = create_engine(address, connect_args=REACHABLE)
             _hand_out_living(self.engine)
         self._at_once = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._readers = self.engine.execution_options(read_only=True)
