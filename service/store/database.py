@@ -40,7 +40,9 @@ class Database:
             self.engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
             _prepare_sqlite(self.engine)
         else:
-            self.engine = create_engine(address, connect_args=REACHABLE)
+            given = {name: value for name, value in REACHABLE.items() if name not in address.query}
+            self.engine = create_engine(address, connect_args=given)
+            _leave_no_locks(self.engine)
             _hand_out_living(self.engine)
         self._at_once = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._readers = self.engine.execution_options(read_only=True)
@@ -65,6 +67,15 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _leave_no_locks(engine: Engine) -> None:
+    """Of a machine that vanished in the middle of a transaction the server would keep the locks for hours."""
+
+    @event.listens_for(engine, "connect")
+    def limit(connection: Any, _record: Any) -> None:
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{BUSY_SECONDS}s'")
+        connection.commit()
 
 
 def _hand_out_living(engine: Engine) -> None:
