@@ -1,42 +1,57 @@
-"""Hosts on one machine: network namespaces with addresses of their own, joined by a switch. Linux, as root."""
+"""Hosts on one machine: network namespaces with addresses of their own, joined by a switch. Linux, as root.
+
+Each has two cables to it: hosts speak with each other over the one, and reach servers over the other.
+"""
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pyroute2 import NetNS, netns
 
-NIC = "eth0"
+NIC, SERVERS_NIC = "eth0", "eth1"
+NETWORKS = {NIC: "10.88.77", SERVERS_NIC: "10.88.78"}
+# Where a server within the switch is reached by all hosts.
+SERVERS = f"{NETWORKS[SERVERS_NIC]}.254"
 
 
 @dataclass(frozen=True)
 class Namespace:
-    """A host: what runs behind `enter` has this address and no other network."""
+    """A host, by its number: what runs behind `enter` is on these networks and no other."""
 
     name: str
-    address: str
     switch: str
-    port: str
+    number: int
 
     @property
     def enter(self) -> list[str]:
         """What to write before a command."""
-        return ["nsenter", f"--net=/var/run/netns/{self.name}", "--"]
+        return entering(self.name)
 
     @contextmanager
-    def cut(self) -> Iterator[None]:
-        """The host is off the network, as with a pulled cable."""
-        self._set("down")
+    def cut(self, *nics: str) -> Iterator[None]:
+        """The cables of these interfaces are pulled."""
+        self._set("down", nics)
         try:
             yield
         finally:
-            self._set("up")
+            self._set("up", nics)
 
-    def _set(self, state: str) -> None:
+    def port(self, nic: str) -> str:
+        """What the switch calls its end of a cable."""
+        return f"{nic}-{self.number}"
+
+    def _set(self, state: str, nics: Sequence[str]) -> None:
         with NetNS(self.switch) as switch:
-            switch.link("set", index=switch.link_lookup(ifname=self.port)[0], state=state)
+            for nic in nics:
+                switch.link("set", index=switch.link_lookup(ifname=self.port(nic))[0], state=state)
+
+
+def entering(name: str) -> list[str]:
+    """What to write before a command for it to run in a namespace."""
+    return ["nsenter", f"--net=/var/run/netns/{name}", "--"]
 
 
 def missing() -> str | None:
@@ -56,29 +71,38 @@ def namespaces(count: int) -> Iterator[list[Namespace]]:
     tag = uuid.uuid4().hex[:6]
     # The switch has a namespace too: in the machine's own its firewall would have a say.
     switch = f"cw-{tag}-switch"
-    hosts = [Namespace(f"cw-{tag}-{n}", f"10.88.77.{n}", switch, f"port{n}") for n in range(1, count + 1)]
+    hosts = [Namespace(f"cw-{tag}-{n}", switch, n) for n in range(1, count + 1)]
     made = []
     try:
         for name in (switch, *(host.name for host in hosts)):
             netns.create(name)
             made.append(name)
         with NetNS(switch) as inside:
-            inside.link("add", ifname="bridge", kind="bridge")
-            bridge = inside.link_lookup(ifname="bridge")[0]
-            inside.link("set", index=bridge, state="up")
-            for host in hosts:
-                _plug_in(inside, bridge, host)
+            for nic in NETWORKS:
+                bridge = _bridge(inside, f"all-{nic}")
+                if nic == SERVERS_NIC:
+                    inside.addr("add", index=bridge, address=SERVERS, prefixlen=24)
+                for host in hosts:
+                    _plug_in(inside, bridge, host, nic)
         yield hosts
     finally:
         for name in made:
             netns.remove(name)
 
 
-def _plug_in(switch: NetNS, bridge: int, host: Namespace) -> None:
-    switch.link("add", ifname=host.port, kind="veth", peer={"ifname": NIC, "net_ns_fd": host.name})
-    switch.link("set", index=switch.link_lookup(ifname=host.port)[0], master=bridge, state="up")
+def _bridge(switch: NetNS, name: str) -> int:
+    switch.link("add", ifname=name, kind="bridge")
+    index: int = switch.link_lookup(ifname=name)[0]
+    switch.link("set", index=index, state="up")
+    return index
+
+
+def _plug_in(switch: NetNS, bridge: int, host: Namespace, nic: str) -> None:
+    port = host.port(nic)
+    switch.link("add", ifname=port, kind="veth", peer={"ifname": nic, "net_ns_fd": host.name})
+    switch.link("set", index=switch.link_lookup(ifname=port)[0], master=bridge, state="up")
     with NetNS(host.name) as there:
-        nic = there.link_lookup(ifname=NIC)[0]
-        there.addr("add", index=nic, address=host.address, prefixlen=24)
-        for index in (there.link_lookup(ifname="lo")[0], nic):
-            there.link("set", index=index, state="up")
+        index = there.link_lookup(ifname=nic)[0]
+        there.addr("add", index=index, address=f"{NETWORKS[nic]}.{host.number}", prefixlen=24)
+        for each in (there.link_lookup(ifname="lo")[0], index):
+            there.link("set", index=each, state="up")

@@ -67,9 +67,10 @@ def running(
     *,
     module: str = "service.cli",
     environment: Mapping[str, str] | None = None,
+    enter: Sequence[str] = (),
 ) -> Iterator[Program]:
     """A program that is gone, with all that it started, when the test is over."""
-    program = Program(arguments, settings, output, module=module, environment=environment)
+    program = Program(arguments, settings, output, module=module, environment=environment, enter=enter)
     try:
         yield program
     finally:

@@ -16,6 +16,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_SECONDS = 15
 IDLE_SECONDS = 5
+# A server that cannot be reached, or no longer, says nothing: whoever has a lease must learn of it before that is over.
+REACH_SECONDS = 5
+REACHABLE = {
+    "connect_timeout": REACH_SECONDS,
+    "tcp_user_timeout": REACH_SECONDS * 1000,
+    "keepalives_idle": REACH_SECONDS,
+    "keepalives_interval": 1,
+}
 
 
 class Database:
@@ -32,7 +40,9 @@ class Database:
             self.engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
             _prepare_sqlite(self.engine)
         else:
-            self.engine = create_engine(address, connect_args={"connect_timeout": 5})
+            given = {name: value for name, value in REACHABLE.items() if name not in address.query}
+            self.engine = create_engine(address, connect_args=given)
+            _leave_no_locks(self.engine)
             _hand_out_living(self.engine)
         self._at_once = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._readers = self.engine.execution_options(read_only=True)
@@ -57,6 +67,15 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _leave_no_locks(engine: Engine) -> None:
+    """Of a machine that vanished in the middle of a transaction the server would keep the locks for hours."""
+
+    @event.listens_for(engine, "connect")
+    def limit(connection: Any, _record: Any) -> None:
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{BUSY_SECONDS}s'")
+        connection.commit()
 
 
 def _hand_out_living(engine: Engine) -> None:

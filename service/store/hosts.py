@@ -95,18 +95,20 @@ class HostRepository:
             for row, public_id, node in self._session.execute(query)
         ]
 
-    def reserve(self, attempt_id: int, head: str, count: int, gpus: int, now: datetime) -> list[Node]:
+    def reserve(self, attempt_id: int, head: str, count: int, gpus: int, now: datetime, lease: timedelta) -> list[Node]:
         """Reserves `count` hosts with at least `gpus` GPUs, the first of them `head`, until the attempt ends.
 
         To be called in the transaction that claims the attempt, and rolled back with it: all or none. Rows are locked
         in the order of their ids, so that two who want the same hosts wait for each other's end and never in a circle.
+        A host that was not heard of for half of `lease` is left out: it may be what the last attempt was lost with.
 
         Raises:
             NoHosts: so many are not free, or an older comparison waits for some.
         """
         if self._older_waits(attempt_id):
             raise NoHosts("an older comparison waits for hosts", count)
-        fit = self._alive(now, gpus)
+        alive = self._alive(now, gpus)
+        fit = alive & (HostRow.heartbeat_at > now - lease / 2)
         for _ in range(TRIES):
             chosen = self._chosen(head, count, fit)
             locked = select(HostRow).where(HostRow.id.in_(chosen), fit).order_by(HostRow.id).with_for_update()
@@ -117,7 +119,7 @@ class HostRepository:
                     self._session.add(ReservationRow(host_id=host_id, attempt_id=attempt_id, node=node))
                 self._session.flush()
                 return [Node(host_id, _host(rows[host_id])) for host_id in chosen]
-        raise self._shortage(count, gpus, fit)
+        raise self._shortage(count, gpus, alive, fit)
 
     def _chosen(self, head: str, count: int, fit: ColumnElement[bool]) -> list[int]:
         """Ids of hosts that look free, the head first; fewer than `count` where there are not as many."""
@@ -126,12 +128,12 @@ class HostRepository:
         others = looks_free.where(HostRow.name != head).order_by(HostRow.id).limit(count - 1)
         return [*first, *self._session.scalars(others)]
 
-    def _shortage(self, count: int, gpus: int, fit: ColumnElement[bool]) -> NoHosts:
-        alive = self._session.scalars(select(HostRow.id).where(fit)).all()
+    def _shortage(self, count: int, gpus: int, alive: ColumnElement[bool], fit: ColumnElement[bool]) -> NoHosts:
+        there = self._session.scalars(select(HostRow.id).where(alive)).all()
         free = self._session.scalars(select(HostRow.id).where(fit, _free())).all()
         of = f" with {gpus} GPU{'s' if gpus > 1 else ''} each" if gpus else ""
-        words = f"it needs {count} hosts{of}; {len(alive)} are there, {len(free)} are free"
-        return NoHosts(words, count, short=len(alive) < count)
+        words = f"it needs {count} hosts{of}; {len(there)} are there, {len(free)} are free"
+        return NoHosts(words, count, short=len(there) < count)
 
     def _older_waits(self, attempt_id: int) -> bool:
         mine = select(AttemptRow.comparison_id).where(AttemptRow.id == attempt_id).scalar_subquery()

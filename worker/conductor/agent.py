@@ -125,7 +125,7 @@ class AgentLease:
         self._thread.join()
 
     def finish(self, end: AgentEnd) -> None:
-        """Notes the end. While the database cannot be reached this waits for it, as long as a lease lasts."""
+        """Notes the end. While the database cannot be reached this waits for it: until it is noted the host is held."""
         while True:
             try:
                 with self._database.write() as session:
@@ -133,7 +133,7 @@ class AgentLease:
                 return
             except Exception as error:
                 log.warning("agent %d: cannot say yet how it ended: %s", self._agent_id, error)
-                if self._overdue or self._closed.wait(self._settings.heartbeat_seconds):
+                if self._leaving.wait(self._settings.heartbeat_seconds):
                     return
 
     @property

@@ -47,7 +47,7 @@ class Conductor:
         """
         self._database, self._artifacts, self._settings = database, artifacts, settings
         self._launcher, self._places, self._fleet = launcher, places, fleet
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._worker = f"{settings.host_name or socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
         # Held by the one comparison here that was lost again and again: were there two, nobody could tell which of

@@ -55,7 +55,8 @@ class Fleet:
         comparison = claim.comparison
         gpus = max(self._gpus(comparison), default=0)
         hosts, head = HostRepository(session), self._membership.host.name
-        return hosts.reserve(claim.attempt_id, head, comparison.nodes, gpus, now(session))
+        lease = timedelta(seconds=self._settings.lease_seconds)
+        return hosts.reserve(claim.attempt_id, head, comparison.nodes, gpus, now(session), lease)
 
     def put_off(self, public_id: str, shortage: NoHosts) -> None:
         """Leaves a comparison queued, or ends it when hosts have been too few for too long. The sweeper rings again.

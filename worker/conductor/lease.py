@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from service.contract import ArmStart, StepRecord
@@ -103,7 +103,7 @@ class Lease:
         while not self.lost:
             try:
                 return self._transact(write)
-            except (OperationalError, InterfaceError) as error:
+            except (OperationalError, InterfaceError, InternalError) as error:
                 log.warning("attempt %d: cannot record yet: %s", self._claim.attempt_id, error.orig)
                 if self._overdue:
                     self.end(Reason.LOST)

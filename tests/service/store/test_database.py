@@ -2,6 +2,7 @@
 
 import pytest
 from sqlalchemy import create_engine, select, text
+from sqlalchemy.exc import InternalError
 
 from service.store import Database
 from service.store import database as database_module
@@ -31,3 +32,18 @@ def test_connections_that_the_server_closed_are_replaced(database, asked, monkey
     hang_up(database)
     with database.read() as first, database.write() as second:
         assert (first.scalar(select(1)), second.scalar(select(1))) == (1, 1)
+
+
+def test_who_vanishes_in_the_middle_of_a_transaction_holds_its_locks_no_longer_than_others_wait(
+    database_url, monkeypatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
+    database = Database(database_url)
+    lock = text("SELECT pg_advisory_xact_lock(1)")
+    with database.engine.connect() as vanished:
+        vanished.execute(lock)
+        with database.write() as other:
+            other.execute(lock)
+        with pytest.raises(InternalError, match="idle-in-transaction"):
+            vanished.execute(lock)
+    database.close()

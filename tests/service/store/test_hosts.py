@@ -48,7 +48,7 @@ def claim(database: Database, head: str, count: int, *, public_id: str = "", gpu
     with database.write() as session:
         attempt = AttemptRepository(session).claim(public_id, head, at, LEASE)
         assert attempt is not None
-        return attempt, HostRepository(session).reserve(attempt.attempt_id, head, count, gpus, at)
+        return attempt, HostRepository(session).reserve(attempt.attempt_id, head, count, gpus, at, LEASE)
 
 
 def holders(database: Database) -> dict[str, int | None]:
@@ -124,6 +124,17 @@ def test_silent_hosts_and_those_with_too_few_gpus_are_not_taken(database) -> Non
         HostRepository(session).leave(incarnations["3"], LATER)
         sights = {sight.host.name: sight.alive for sight in HostRepository(session).all(LATER)}
     assert sights == {"1": True, "2": False, "3": False}
+
+
+def test_one_not_heard_of_for_half_of_its_lease_is_there_and_not_taken(database) -> None:
+    registered(database, "1", "2")
+    half = NOON + LEASE / 2
+    registered(database, "1", at=half)
+    with pytest.raises(NoHosts, match=r"^it needs 2 hosts; 2 are there, 1 are free$") as shortage:
+        claim(database, "1", 2, at=half)
+    assert not shortage.value.short
+    registered(database, "2", at=half)
+    claim(database, "1", 2, at=half)
 
 
 def test_of_two_who_want_the_same_hosts_one_gets_all_and_the_other_none(database) -> None:

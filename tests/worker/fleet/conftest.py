@@ -36,18 +36,26 @@ def broken_opacus(repository: Repository) -> str:
 
 
 @pytest.fixture(scope="module")
+def collective_seconds() -> float:
+    """How long ranks wait for each other."""
+    return 8
+
+
+@pytest.fixture(scope="module")
 def house(
     postgres: Postgres,
     postgres_template: str,
     redis_url: str,
     repository: Repository,
+    collective_seconds: float,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[FleetHouse]:
     if reason := missing():
         pytest.skip(reason)
     folder: Path = tmp_path_factory.mktemp("fleet")
     settings = fleet_settings(folder, postgres.create("fleet", postgres_template), redis_url)
-    settings = settings.model_copy(update={"opacus_remote": str(repository.folder)})
+    changes = {"opacus_remote": str(repository.folder), "fleet_collective_seconds": collective_seconds}
+    settings = settings.model_copy(update=changes)
     with fleet_house(3, folder, settings) as built:
         yield built
     postgres.drop("fleet")

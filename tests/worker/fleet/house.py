@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import make_url
 
 from service.contract import Arm, Comparison, Device, Kernels, Mode
 from service.queue import Bell, Sweeper, submit
 from service.settings import Settings
-from service.store import AgentRow, ComparisonRepository, ComparisonRow, Database, HostRepository, ReservationRow, now
-from tests.namespaces import NIC, Namespace, namespaces
-from tests.processes import Program, alive
+from service.store import (
+    AgentRow,
+    ComparisonRepository,
+    ComparisonRow,
+    Database,
+    HostRepository,
+    HostSight,
+    ReservationRow,
+    now,
+)
+from tests.namespaces import NIC, SERVERS, Namespace, entering, namespaces
+from tests.processes import Program, alive, running
 from tests.service.documents import tiny
 from tests.waiting import until
 
@@ -23,7 +33,8 @@ READY = "ready."
 class FleetHouse:
     """Workers by the number of their host, from 1. `settings` are those that all share.
 
-    `program` is what a worker runs, a module and its arguments; `environment` what it has beside, by its number.
+    `database_url` is where hosts reach the database. `program` is what a worker runs, a module and its arguments;
+    `environment` what it has beside, by its number.
     """
 
     def __init__(
@@ -31,10 +42,11 @@ class FleetHouse:
         folder: Path,
         settings: Settings,
         places: list[Namespace],
+        database_url: str,
         program: Sequence[str] = ("service.cli", "worker"),
         environment: Callable[[int], Mapping[str, str]] = lambda _: {},
     ) -> None:
-        self.folder, self.settings, self.places = folder, settings, places
+        self.folder, self.settings, self.places, self._database_url = folder, settings, places, database_url
         self._program, self._environment = program, environment
         self.database, self.bell = Database(settings.database), Bell(settings)
         self._sweeper = Sweeper(self.database, self.bell, settings)
@@ -60,8 +72,11 @@ class FleetHouse:
 
     def finished(self, public_id: str, seconds: float = 240) -> ComparisonRow:
         """The comparison once it is finished, with sweeps in between as beat does them."""
-        until(lambda: self._sweeper.sweep() and self.row(public_id).status == "finished", seconds)
+        self.sweeps_until(lambda: self.row(public_id).status == "finished", seconds)
         return self.row(public_id)
+
+    def sweeps_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        until(lambda: self._sweeper.sweep() and condition(), seconds)
 
     def agents(self, public_id: str) -> list[AgentRow]:
         ids = [attempt.id for attempt in self.row(public_id).attempts]
@@ -73,16 +88,25 @@ class FleetHouse:
         with self.database.read() as session:
             return {row.host_id: row.node for row in session.query(ReservationRow)}
 
+    def hosts(self) -> list[HostSight]:
+        with self.database.read() as session:
+            return HostRepository(session).all(now(session))
+
     def nodes(self) -> list[int]:
         """Numbers of the hosts that are held, the head first."""
-        with self.database.read() as session:
-            held = [sight for sight in HostRepository(session).all(now(session)) if sight.node is not None]
+        held = [sight for sight in self.hosts() if sight.node is not None]
         return [int(sight.host.name[-1]) for sight in sorted(held, key=lambda sight: sight.node or 0)]
 
     def ranks(self) -> list[psutil.Process]:
         """Everything that trains on any host."""
         family = [process for worker in self.workers if worker.process.poll() is None for process in worker.family()]
         return [process for process in alive(family) if _says(process, "worker.training")]
+
+    def start_again(self, number: int) -> None:
+        """Starts the worker of a host whose worker has ended."""
+        self.workers[number - 1].output.unlink()
+        self.workers[number - 1] = self._started(number)
+        self.workers[number - 1].says(READY)
 
     def close(self) -> None:
         families = [worker.family() for worker in self.workers if worker.process.poll() is None]
@@ -99,7 +123,7 @@ class FleetHouse:
     def _started(self, number: int) -> Program:
         place = self.places[number - 1]
         own = {"cache": str(self.folder / f"cache{number}"), "host_name": f"host{number}", "host_nic": NIC}
-        settings = self.settings.model_copy(update=own)
+        settings = self.settings.model_copy(update=own | {"database_url": self._database_url})
         module, *arguments = self._program
         return Program(
             arguments,
@@ -114,13 +138,29 @@ class FleetHouse:
 @contextmanager
 def fleet_house(count: int, folder: Path, settings: Settings, **worker: Any) -> Iterator[FleetHouse]:
     """A fleet of `count` hosts whose workers, as `FleetHouse` runs them, have registered; gone afterwards."""
-    with namespaces(count) as places:
-        house = FleetHouse(folder, settings, places, **worker)
+    with namespaces(count) as places, within_reach(settings.database, places, folder) as database_url:
+        house = FleetHouse(folder, settings, places, database_url, **worker)
         try:
             house.wait_until_ready()
             yield house
         finally:
             house.close()
+
+
+@contextmanager
+def within_reach(url: str, places: list[Namespace], folder: Path) -> Iterator[str]:
+    """The URL by which hosts reach a database: PostgreSQL over the cable to the servers, SQLite as everybody does."""
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite":
+        yield url
+        return
+    port = 5432
+    socket = f"{address.query['host']}/.s.PGSQL.{address.port or port}"
+    command = [SERVERS, str(port), socket]
+    output, enter = folder / "relay.log", entering(places[0].switch)
+    with running(command, Settings(), output, module="tests.relay", enter=enter) as relay:
+        relay.says("listening")
+        yield address.set(host=SERVERS, port=port, query={}).render_as_string(hide_password=False)
 
 
 def fleet_settings(folder: Path, database_url: str, broker_url: str) -> Settings:
@@ -134,7 +174,6 @@ def fleet_settings(folder: Path, database_url: str, broker_url: str) -> Settings
         heartbeat_seconds=0.2,
         ring_seconds=1,
         fleet_join_seconds=30,
-        fleet_collective_seconds=8,
     )
 
 

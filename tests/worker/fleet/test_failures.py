@@ -5,12 +5,15 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
 
 from service.contract import Verdict
 from service.store import AttemptState, ComparisonRepository, LogRepository, now
+from tests.namespaces import NIC, Namespace
 from tests.waiting import until
 from tests.worker.fleet.house import FleetHouse, over_hosts, over_hosts_first
 
@@ -20,9 +23,9 @@ JSON = {"Content-Type": "application/json"}
 LONG = 400_000  # samples: many minutes of training
 
 OCCUPY = """
-import socket
+import socket, sys
 taken = []
-for port in range(29400, 29500):
+for port in range(*map(int, sys.argv[1:])):
     taken.append(socket.socket())
     # A meeting that is over may have left one in TIME_WAIT.
     taken[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -31,6 +34,22 @@ for port in range(29400, 29500):
 print("taken", flush=True)
 input()
 """
+
+
+@contextmanager
+def taken(places: Sequence[Namespace], first: int, last: int) -> Iterator[None]:
+    """Something else listens on these ports of these hosts."""
+    command = [sys.executable, "-c", OCCUPY, str(first), str(last + 1)]
+    others = [
+        subprocess.Popen([*place.enter, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for place in places
+    ]
+    try:
+        assert [other.stdout.readline() for other in others if other.stdout] == ["taken\n"] * len(places)
+        yield
+    finally:
+        for other in others:
+            other.communicate("\n")
 
 
 def log_of(house: FleetHouse, public_id: str) -> str:
@@ -70,7 +89,7 @@ def test_a_link_that_is_cut_in_mid_run_ends_every_rank_and_frees_the_hosts(house
     public_id = house.submit(over_hosts_first(2, num_samples=LONG))
     until(lambda: house.training(public_id), 240)
     place = house.places[house.nodes()[1] - 1]
-    with place.cut():
+    with place.cut(NIC):
         done = house.finished(public_id)
     assert done.verdict == Verdict.ERROR
     assert "reference (flash_fsdp): " in done.error
@@ -110,19 +129,22 @@ def test_a_host_that_comes_late_joins_nothing(house: FleetHouse) -> None:
 
 
 def test_ports_that_are_taken_are_the_reason(house: FleetHouse) -> None:
-    taken = [
-        subprocess.Popen(
-            [*place.enter, sys.executable, "-c", OCCUPY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for place in house.places
-    ]
-    try:
-        assert [process.stdout.readline() for process in taken if process.stdout] == ["taken\n"] * 3
+    with taken(house.places, 29400, 29499):
         done = house.finished(house.submit(over_hosts(2)))
-    finally:
-        for process in taken:
-            process.communicate("\n")
     assert done.verdict == Verdict.ERROR
     assert done.error.startswith("gave up after 3 lost attempts")
     assert "no port from 29400 to 29499 of the head is free (fleet_ports)" in done.error
+    assert house.reservations() == {}
+
+
+def test_a_port_that_is_taken_after_it_was_chosen_costs_an_attempt(house: FleetHouse) -> None:
+    public_id = house.submit(over_hosts_first(2))
+    # It is chosen, and torchrun needs seconds before it listens.
+    (agent,) = until(lambda: house.agents(public_id), 60)
+    head = house.places[house.nodes()[0] - 1]
+    with taken([head], agent.port, agent.port):
+        done = house.finished(public_id)
+    first, second = done.attempts
+    assert re.search(rf"the hosts cannot meet at 10\.88\.77\.\d:{agent.port}: the port is in use$", first.error)
+    assert (done.verdict, second.state) == (Verdict.PASSED, AttemptState.FINISHED), done.error
     assert house.reservations() == {}
