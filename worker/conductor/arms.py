@@ -65,6 +65,7 @@ class ArmRunner:
         left.sort(key=lambda task: self._places.need(task.spec.arm))
         with ThreadPoolExecutor(max(1, len(left))) as threads, ExitStack() as requests:
             asked = [(task, requests.enter_context(self._places.ask(task.spec.arm))) for task in left]
+            self._phases.requests = [request for _, request in asked]
             futures = [
                 threads.submit(copy_context().run, self._run_one, task, request, keys[task.role])
                 for task, request in asked
@@ -111,12 +112,12 @@ class ArmRunner:
             self._ended.append(ArmOutcome(task.role, task.spec, found.record, None, task.folder, found.attempt))
 
     def _run_one(self, task: Task, request: Request, key: str | None) -> None:
-        try:
-            with request:
+        with request:
+            try:
                 outcome = self._in_turn(task, request)
-        finally:
-            # After the devices are given back, so that what waits for them is not taken to wait for others.
-            self._phases.ended(task.role)
+            finally:
+                # Before the devices go to the next, or the two would seem to run side by side.
+                self._phases.ended(task.role)
         if outcome.error is None and self._kept is not None and key is not None:
             self._kept.keep(key, outcome.record)
 
@@ -164,6 +165,8 @@ class Phases:
         self._observer, self._lock = observer, threading.Lock()
         self._running: list[str] = []
         self._last = ""
+        # Of all the arms. One that has its devices may not have begun yet, or may have ended: nobody waits for others.
+        self.requests: Sequence[Request] = ()
 
     def began(self, role: str) -> None:
         with self._lock:
@@ -178,7 +181,7 @@ class Phases:
 
     def waiting(self) -> None:
         with self._lock:
-            if not self._running:
+            if not self._running and not any(request.granted for request in self.requests):
                 self._tell(WAITING)
 
     def _say(self) -> None:

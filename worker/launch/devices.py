@@ -48,6 +48,12 @@ class Request:
             return self._pool.changed.wait_for(lambda: self.taken is not None, seconds)
 
     @property
+    def granted(self) -> bool:
+        """Whether it has what it asked for. What is given back is granted to the next at the same moment."""
+        with self._pool.changed:
+            return self.taken is not None
+
+    @property
     def devices(self) -> Sequence[int] | None:
         """Indices for the launcher; nothing where it need not know them."""
         return self.taken if self._pool.indexed else None

@@ -12,7 +12,7 @@ from tests.worker.conductor.conducting import Counting, compared, conduct
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Stopped
 from worker.conductor.arms import WAITING
-from worker.launch.devices import Devices, OneAtATime
+from worker.launch.devices import Devices, OneAtATime, Request
 
 PATIENCE = 60
 TWO_STEPS = tiny(max_steps=2)
@@ -66,6 +66,37 @@ def test_one_that_does_not_fit_waits_for_those_before_it(launcher, tmp_path):
     ended = [role for role, step in observer.steps if step == 1]
     assert begun[-1] == ended[-1] == "candidate"
     assert observer.phases[-2:] == ["candidate", "judging"]
+
+
+class Late(OneAtATime):
+    """Who gets its turn learns of it late: when all that wait for one have asked in vain twice more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked_in_vain: dict[Request, int] = {}
+
+    def ask(self, arm):
+        request = super().ask(arm)
+        self._asked_in_vain[request], wait = 0, request.wait
+
+        def wait_longer(seconds: float) -> bool:
+            if not wait(seconds):
+                self._asked_in_vain[request] += 1
+                return False
+            del self._asked_in_vain[request]
+            before = dict(self._asked_in_vain)
+            until(lambda: all(self._asked_in_vain[other] > times + 1 for other, times in before.items()))
+            return True
+
+        request.wait = wait_longer
+        return request
+
+
+def test_between_two_arms_nobody_is_said_to_wait_nor_to_run_side_by_side(launcher, tmp_path):
+    observer = Recording()
+    outcome = conduct(compared(oracle_steps=1), tmp_path, launcher, places=Late(), observer=observer)
+    assert outcome.verdict is Verdict.PASSED, outcome.error
+    assert observer.phases == ["reference", "candidate", "oracle", "judging"]
 
 
 def test_two_comparisons_run_at_once_on_slots_of_their_own(launcher, tmp_path):
