@@ -1,4 +1,4 @@
-"""Conducting with real arms under torchrun: what is recorded, and how it stops."""
+"""Conducting with real arms: what is recorded, and how it stops. Under torchrun where its processes matter."""
 
 import math
 import threading
@@ -25,6 +25,7 @@ from tests.service.documents import tiny
 from tests.waiting import until
 from worker.conductor.conduct import Conductor
 from worker.launch import LocalLauncher
+from worker.launch.forked import ForkedLauncher
 
 LONG = 400_000  # samples: many minutes of training
 
@@ -42,6 +43,17 @@ def settings(database_url, tmp_path) -> Settings:
 @pytest.fixture
 def conductor(database, settings) -> Conductor:
     return Conductor(database, ArtifactFolder(settings), settings, LocalLauncher())
+
+
+@pytest.fixture(scope="module")
+def forked():
+    with ForkedLauncher() as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def forking(database, settings, forked) -> Conductor:
+    return Conductor(database, ArtifactFolder(settings), settings, forked)
 
 
 def queue(database: Database, comparison: Comparison) -> str:
@@ -97,10 +109,10 @@ def test_a_comparison_is_run_judged_and_recorded(database, settings, conductor) 
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_plots_that_cannot_be_stored_do_not_change_the_verdict(database, settings, tmp_path) -> None:
+def test_plots_that_cannot_be_stored_do_not_change_the_verdict(database, settings, tmp_path, forked) -> None:
     (tmp_path / "file").write_text("not a folder")
     broken = settings.model_copy(update={"artifacts_url": str(tmp_path / "file" / "artifacts")})
-    conductor = Conductor(database, ArtifactFolder(broken), broken, LocalLauncher())
+    conductor = Conductor(database, ArtifactFolder(broken), broken, forked)
     public_id = queue(database, tiny(reference=Mode.NONE, candidate=Mode.NONE))
     assert conductor.conduct(public_id) is Verdict.PASSED
     done = row(database, public_id)
@@ -157,32 +169,31 @@ def lose_twice(database: Database, public_id: str) -> None:
             assert attempts.take_back(lease, past, max_attempts=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_of_what_was_lost_again_and_again_one_is_conducted_at_a_time(database, conductor) -> None:
+def test_of_what_was_lost_again_and_again_one_is_conducted_at_a_time(database, forking) -> None:
     """So that what kills its worker does not take another such one with it until both are given up."""
     first, second = queue(database, tiny(num_samples=LONG)), queue(database, tiny())
     for public_id in (first, second):
         lose_twice(database, public_id)
     fresh = queue(database, tiny())
-    assert conductor.waiting() == first
-    thread = threading.Thread(target=lambda: conductor.conduct(first))
+    assert forking.waiting() == first
+    thread = threading.Thread(target=lambda: forking.conduct(first))
     thread.start()
     try:
         until(lambda: any(arm.step for arm in row(database, first).attempts[-1].arms), 60)
-        assert conductor.conduct(second) is None
+        assert forking.conduct(second) is None
         assert row(database, second).status == Status.QUEUED
-        assert conductor.waiting() == fresh
-        assert conductor.conduct(fresh) is Verdict.PASSED
+        assert forking.waiting() == fresh
+        assert forking.conduct(fresh) is Verdict.PASSED
         with database.write() as session:
             ComparisonRepository(session).cancel(first, now(session))
         thread.join(20)
-        assert conductor.waiting() == second
-        assert conductor.conduct(second) is Verdict.PASSED
+        assert forking.waiting() == second
+        assert forking.conduct(second) is Verdict.PASSED
     finally:
-        conductor.shut_down()
+        forking.shut_down()
         thread.join(20)
-    assert conductor.waiting() is None
+    assert forking.waiting() is None
 
 
 def _trains(process: psutil.Process) -> bool:

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from service.contract import Comparison, ErrorKind, Mode, Tolerances, Verdict
+from tests.worker.conductor import conducting
 from tests.worker.launching import FAULTS, FaultyCandidate, launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Stopped, run_comparison
@@ -23,23 +24,26 @@ def forked():
         yield launcher
 
 
-def conduct(folder, launcher, observer=None, stop=None, reference=FLASH, candidate=FLASH_FSDP, checks=None, **changes):
-    comparison = Comparison(
+def compared(reference=FLASH, candidate=FLASH_FSDP, checks=None, **changes):
+    return Comparison(
         workload=tiny(**changes),
         reference=reference,
         candidate=candidate,
         tolerances=Tolerances(loss=1e-5),
         **({"oracle_steps": 0} | (checks or {})),
     )
-    return run_comparison(
-        comparison, folder, launcher=launcher, observer=observer or Recording(), stop=stop or threading.Event()
+
+
+def conduct(folder, launcher, observer=None, stop=None, **changes):
+    return conducting.conduct(
+        compared(**changes), folder, launcher, observer=observer or Recording(), stop=stop or threading.Event()
     )
 
 
 @pytest.mark.slow
 def test_flash_passes_against_flash_fsdp_and_progress_is_told(tmp_path):
     observer = Recording()
-    outcome = conduct(tmp_path, LocalLauncher(), observer)
+    outcome = run_comparison(compared(), tmp_path, launcher=LocalLauncher(), observer=observer, stop=threading.Event())
     assert outcome.verdict is Verdict.PASSED
     assert all(gate.passed for gate in outcome.judgement.gates)
     assert observer.phases == ["reference", "candidate", "judging"]
