@@ -140,6 +140,7 @@ def test_gradients_and_their_weighted_sum(kernels, shape, dtype, layouts, precis
     a = random(batch, tokens, d_in, dtype=dtype, layout=layouts[0])
     g = random(batch, tokens, d_out, dtype=dtype, layout=layouts[1])
     norms.close_gradients(kernels.linear_gradients(a, g, input_precision=precision), a, g)
+    norms.close_product(kernels.linear_product(a, g, input_precision=precision), a, g)
     factors = torch.rand(batch, device="cuda")
     norms.close_weighted(kernels.scaled(a, factors), kernels.weighted_sum(a.flatten(1), factors), a, factors)
 

@@ -53,6 +53,12 @@ class Backend:
         self._check(activations, backprops)
         return self.functions.linear_gradients(activations, backprops, input_precision=self.input_precision)
 
+    def linear_product(self, activations: torch.Tensor, backprops: torch.Tensor) -> torch.Tensor:
+        """Σ g_t a_tᵀ over the tokens of all samples, (d_out, d_in) of the inputs' dtype: at `input_precision` where a
+        kernel of ours is faster, else torch's product."""
+        self._check(activations, backprops)
+        return self.functions.linear_product(activations, backprops, input_precision=self.input_precision)
+
     def weighted_sum(self, gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """Σ_i c_i x_i, (n,), of x (B, n) and c (B,): in float32 (float64 of float64), rounded once to x's dtype."""
         self._check(gradients, factors)

@@ -124,7 +124,7 @@ class Product(Contribution):
             a = backend.scaled(a, factors)
         else:
             g = backend.scaled(g, factors)
-        return g.reshape(-1, g.shape[-1]).t() @ a.reshape(-1, a.shape[-1])
+        return backend.linear_product(a, g)
 
     def __add__(self, other: Contribution) -> "Product":
         """G₁ᵀA₁ + G₂ᵀA₂ is the product of the tokens of both calls."""

@@ -189,13 +189,13 @@ class _Siblings(_Products):
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         activations = next(iter(self._members.values())).activations
         d_in, d_out = activations.shape[2], sum(member.backprops.shape[2] for member in self._members.values())
-        scaled = backend.scaled(activations, factors).flatten(0, 1) if d_in <= d_out else None
+        scaled = backend.scaled(activations, factors) if d_in <= d_out else None
         for name in list(self._members):
             member = self._members.pop(name)
             if scaled is None:
                 gradient = member.clipped(factors, backend)
             else:
-                gradient = member.backprops.flatten(0, 1).t() @ scaled
+                gradient = backend.linear_product(scaled, member.backprops)
             yield name, gradient.to(self._dtype)
 
 

@@ -69,6 +69,13 @@ def linear_gradients(
     return gradients, squares
 
 
+def linear_product(
+    activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str = "ieee"
+) -> torch.Tensor:
+    """Σ g_t a_tᵀ over the tokens of all samples, (d_out, d_in); see `Backend.linear_product`."""
+    return backprops.flatten(0, 1).t() @ activations.flatten(0, 1)
+
+
 def weighted_sum(gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Σ_i c_i x_i, (n,); see `Backend.weighted_sum`."""
     wide = _wide(gradients)

@@ -216,6 +216,26 @@ def test_linear_gradients_in_pieces(monkeypatch):
     norms.close_gradients(kernels.linear_gradients(a, g, input_precision="fp16x3"), a, g)
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+@given(data=st.data())
+@settings(awkward, max_examples=15)
+def test_linear_product(data, in_pieces):
+    batch, length = data.draw(batches), data.draw(tokens)
+    dtype = torch.float32 if in_pieces else data.draw(dtypes)
+    precision = "fp16x3" if in_pieces else data.draw(st.sampled_from(INPUT_PRECISIONS))
+    a = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
+    g = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["worker.flash.kernels.split"], "_REUSE", 1)
+        norms.close_product(kernels.linear_product(a, g, input_precision=precision), a, g)
+
+
+def test_product_of_samples_of_very_different_size(monkeypatch):
+    a, g = torch.randn(6, 20, 33), torch.randn(6, 20, 50) * torch.logspace(-12, 12, 6)[:, None, None]
+    monkeypatch.setattr(sys.modules["worker.flash.kernels.split"], "_REUSE", 1)
+    norms.close_product(kernels.linear_product(a, g, input_precision="fp16x3"), a, g)
+
+
 @given(data=st.data())
 @settings(awkward, max_examples=25)
 def test_scaled_and_weighted_sum(data):

@@ -69,6 +69,14 @@ def close_gradients(found, a, g, tolerance=1e-5):
     close(squares, linear(a, g) if a.dtype == torch.float32 else gradients.double().square().sum((1, 2)), tolerance)
 
 
+def close_product(found, a, g, tolerance=1e-6):
+    """The gradient of all samples together agrees with float64 but for one rounding, and for what sums cancel."""
+    x, y = a.double().flatten(0, 1), g.double().flatten(0, 1)
+    expected, reach = y.t() @ x, y.abs().t() @ x.abs()
+    assert (found.dtype, found.shape) == (a.dtype, expected.shape)
+    assert ((found.double() - expected).abs() <= (tolerance + torch.finfo(a.dtype).eps) * reach).all()
+
+
 def close_weighted(scaled, total, x, factors):
     """c_i x_i and Σ c_i x_i agree with float64 but for one rounding."""
     expected = factors.double().view(-1, 1, 1) * x.double()

@@ -10,7 +10,7 @@ from worker.flash.kernels.column_sums import column_sums
 from worker.flash.kernels.embedding import embedding_weight
 from worker.flash.kernels.layer_norm import group_norm_gradients, layer_norm_gradients, rms_norm_gradients
 from worker.flash.kernels.linear import linear_weight, linear_weights
-from worker.flash.kernels.linear_direct import linear_direct, linear_gradients
+from worker.flash.kernels.linear_direct import linear_direct, linear_gradients, linear_product
 from worker.flash.kernels.linear_gram import linear_gram
 from worker.flash.kernels.token_sums import token_sums
 from worker.flash.kernels.weighted import all_scaled, scaled, weighted_sum
@@ -24,6 +24,7 @@ __all__ = [
     "linear_direct",
     "linear_gradients",
     "linear_gram",
+    "linear_product",
     "linear_weight",
     "linear_weights",
     "rms_norm_gradients",

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from worker.flash.kernels.launch import block, check_dtypes, on_device, processors, upcast
 from worker.flash.kernels.operand import describable, operand, tile
-from worker.flash.kernels.split import Exponents, multiplied, unscaled, unscaled_products
+from worker.flash.kernels.split import Exponents, multiplied, splits, unscaled, unscaled_products
 
 
 class Blocks(NamedTuple):
@@ -31,9 +31,8 @@ def linear_direct(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     d_out = backprops.shape[2]
     if batch == 0 or tokens == 0:
         return backprops.new_zeros(batch, dtype=torch.float32)
-    reuse = 2 * d_in * d_out // (d_in + d_out)
     # tf32 tensor cores want both operands contiguous in T, which neither is: SIMT is faster.
-    return multiplied(direct, activations, backprops, input_precision, reuse=reuse, otherwise="ieee")
+    return multiplied(direct, activations, backprops, input_precision, reuse=_reuse(d_in, d_out), otherwise="ieee")
 
 
 def linear_gradients(
@@ -62,8 +61,31 @@ def linear_gradients(
         out, rest = rest[:count], rest[count:]
         return direct(g, a, exponents, input_precision=input_precision, out=out)
 
-    reuse = 2 * d_in * d_out // (d_in + d_out)
+    reuse = _reuse(d_in, d_out)
     return gradients, multiplied(form, backprops, activations, input_precision, reuse=reuse, otherwise="ieee")
+
+
+def linear_product(activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str) -> torch.Tensor:
+    """Σ GᵀA of all samples, (d_out, d_in) in the inputs' dtype.
+
+    cuBLAS multiplies it, unless it is of float32 and the card's faster arithmetic is asked for and pays.
+    """
+    check_dtypes(activations, backprops)
+    batch, _, d_in = activations.shape
+    d_out = backprops.shape[2]
+    if backprops.element_size() == 2 or not splits(input_precision, _reuse(d_in, d_out)) or not backprops.numel():
+        return backprops.flatten(0, 1).t() @ activations.flatten(0, 1)
+    # Samples after each other are one of more tokens; of a small gradient, as few of those as fill the card.
+    tiles = triton.cdiv(d_in, 128) * triton.cdiv(d_out, 128)
+    parts = next((n for n in range(1, batch) if batch % n == 0 and n * tiles >= processors(backprops)), batch)
+    a, g = (tensor.reshape(parts, -1, tensor.shape[2]) for tensor in (activations, backprops))
+    gradients, _ = linear_gradients(a, g, input_precision=input_precision)
+    return gradients[0] if parts == 1 else gradients.sum(0)
+
+
+def _reuse(d_in: int, d_out: int) -> int:
+    """FLOPs of GᵀA per element of the operands."""
+    return 2 * d_in * d_out // (d_in + d_out)
 
 
 @functools.cache

@@ -45,7 +45,7 @@ def multiplied(
         return form(activations, backprops, None, input_precision="ieee")
     if input_precision != "fp16x3":
         return form(activations, backprops, None, input_precision=input_precision)
-    if reuse < _REUSE:
+    if not splits(input_precision, reuse):
         return form(activations, backprops, None, input_precision=otherwise)
     batch, tokens, d_in = activations.shape
     step = max(1, _WORKSPACE // (4 * tokens * (d_in + backprops.shape[2])))
@@ -55,6 +55,11 @@ def multiplied(
         g, g_exponents = split(backprops[start : start + step])
         found.append(form(a, g, (a_exponents, g_exponents), input_precision="ieee"))
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def splits(input_precision: str, reuse: int) -> bool:
+    """Whether float32 operands are split at this precision, see `multiplied`."""
+    return input_precision == "fp16x3" and reuse >= _REUSE
 
 
 def split(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
