@@ -58,16 +58,13 @@ class Linear(NamedTuple):
 
     @property
     def pair_cost(self) -> float:
-        """FLOPs, and bytes as FLOPs, of norm, scaling and a second split where the pair is kept."""
+        """FLOPs, and bytes as FLOPs, of norm and scaling where the pair is kept."""
         tokens, d_in, d_out = self.tokens, self.d_in, self.d_out
         # Of 16 bits, what is done to an input is done once for the layers that share it.
         own = d_in / self.sharing if self.itemsize == 2 else d_in
         norm = min(2 * tokens * d_in * d_out, _GRAM * tokens**2 * (own + d_out))
-        moved = 2 * tokens * min(own, d_out) * self.itemsize
-        if self.itemsize == 4 and self.precision == "fp16x3":
-            # Operands are read twice and written once, for the norm and again for the gradient.
-            moved += 3 * tokens * (d_in + d_out) * self.itemsize
-        return self.samples * (norm + moved * self.flops_per_byte)
+        scaling = 2 * tokens * min(own, d_out) * self.itemsize
+        return self.samples * (norm + scaling * self.flops_per_byte)
 
     @property
     def written_cost(self) -> float:
