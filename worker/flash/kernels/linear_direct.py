@@ -71,16 +71,18 @@ def linear_product(activations: torch.Tensor, backprops: torch.Tensor, *, input_
     cuBLAS multiplies it, unless it is of float32 and the card's faster arithmetic is asked for and pays.
     """
     check_dtypes(activations, backprops)
-    batch, _, d_in = activations.shape
-    d_out = backprops.shape[2]
-    if backprops.element_size() == 2 or not splits(input_precision, _reuse(d_in, d_out)) or not backprops.numel():
-        return backprops.flatten(0, 1).t() @ activations.flatten(0, 1)
-    # Samples after each other are one of more tokens; of a small gradient, as few of those as fill the card.
-    tiles = triton.cdiv(d_in, 128) * triton.cdiv(d_out, 128)
-    parts = next((n for n in range(1, batch) if batch % n == 0 and n * tiles >= processors(backprops)), batch)
-    a, g = (tensor.reshape(parts, -1, tensor.shape[2]) for tensor in (activations, backprops))
-    gradients, _ = linear_gradients(a, g, input_precision=input_precision)
-    return gradients[0] if parts == 1 else gradients.sum(0)
+    a, g = activations.flatten(0, 1), backprops.flatten(0, 1)
+    (tokens, d_in), d_out = a.shape, g.shape[1]
+    if g.element_size() == 2 or not splits(input_precision, _reuse(d_in, d_out)):
+        return g.t() @ a
+    # All tokens are one sample's; of a small gradient, those of as many samples as the card takes tiles at a time.
+    parts = max(1, 2 * processors(g) // (triton.cdiv(d_in, 128) * triton.cdiv(d_out, 128)))
+    each = tokens // parts
+    whole = parts * each
+    pieces = (side[:whole].view(parts, each, side.shape[1]) for side in (a, g))
+    gradients, _ = linear_gradients(*pieces, input_precision=input_precision)
+    found = gradients[0] if parts == 1 else gradients.sum(0)
+    return found if whole == tokens else found.addmm_(g[whole:].t(), a[whole:])
 
 
 def _reuse(d_in: int, d_out: int) -> int:
