@@ -114,17 +114,20 @@ class Product(Contribution):
     def pair(self) -> Pair:
         return Pair(self.activations, self.backprops)
 
+    @property
+    def narrow(self) -> torch.Tensor:
+        """The one of both that is scaled by the clip factors; the input, which layers may share, if they are alike."""
+        return self.activations if self.activations.shape[-1] <= self.backprops.shape[-1] else self.backprops
+
     def written(self, backend: Backend) -> Written:
         """The per-sample gradients of the pair."""
         return Written(*backend.linear_gradients(self.activations, self.backprops))
 
     def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
-        a, g = self.activations, self.backprops
-        if a.shape[-1] < g.shape[-1]:
-            a = backend.scaled(a, factors)
-        else:
-            g = backend.scaled(g, factors)
-        return backend.linear_product(a, g)
+        a, g = self.pair
+        if self.narrow is a:
+            return backend.linear_product(backend.scaled(a, factors), g)
+        return backend.linear_product(a, backend.scaled(g, factors))
 
     def __add__(self, other: Contribution) -> "Product":
         """G₁ᵀA₁ + G₂ᵀA₂ is the product of the tokens of both calls."""

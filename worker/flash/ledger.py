@@ -8,7 +8,7 @@ import torch
 
 from worker.flash.backend import Backend, Pair
 from worker.flash.contributions import Contribution, PerSample, Postponed, Product
-from worker.flash.planner import SMALL, is_small
+from worker.flash.planner import SMALL, batched, is_small
 
 Gradients = Iterator[tuple[str, torch.Tensor]]
 
@@ -171,16 +171,17 @@ class _Small(_Products):
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         # The query, key and value of attention share an input: it is scaled once.
-        narrow = {name: min(member.pair, key=lambda t: t.shape[2]) for name, member in self._members.items()}
-        distinct = {_view(tensor): tensor for tensor in narrow.values()}
-        scaled = dict(zip(distinct, backend.all_scaled(list(distinct.values()), factors), strict=True))
+        distinct: dict[Hashable, list[str]] = defaultdict(list)
         for name, member in self._members.items():
-            a, g = member.pair
-            if narrow[name] is a:
-                a = scaled[_view(a)]
-            else:
-                g = scaled[_view(g)]
-            yield name, torch.mm(g.flatten(0, 1).t(), a.flatten(0, 1)).to(self._dtype)
+            distinct[_view(member.narrow)].append(name)
+        for some in batched(distinct.values(), lambda names: self._members[names[0]].narrow.numel()):
+            narrow = [self._members[names[0]].narrow for names in some]
+            for names, scaled in zip(some, backend.all_scaled(narrow, factors), strict=True):
+                for name in names:
+                    member = self._members.pop(name)
+                    a, g = member.pair
+                    a, g = (scaled, g) if member.narrow is a else (a, scaled)
+                    yield name, torch.mm(g.flatten(0, 1).t(), a.flatten(0, 1)).to(self._dtype)
 
 
 class _Siblings(_Products):

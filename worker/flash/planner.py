@@ -7,9 +7,9 @@ write, keep and read.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -22,11 +22,29 @@ _GRAM, _WRITTEN = 1.4, 1.1
 # Elements of a layer's A or G up to which it is handled together with others: launches are all that it costs. And
 # the widest token of which one program holds the sums.
 SMALL, WIDEST = 2**22, 2**14
+# Elements that may be copied for one launch of many small layers: launches cost nothing beside those of more.
+_COPIED = 4 * SMALL
+
+T = TypeVar("T")
 
 
 def is_small(tensor: torch.Tensor) -> bool:
     """Whether what a (B, T, d) tensor adds to the norms is computed after the backward, with that of other layers."""
     return tensor.numel() <= SMALL and tensor.shape[2] <= WIDEST
+
+
+def batched(items: Iterable[T], elements: Callable[[T], int]) -> Iterator[list[T]]:
+    """The items in their order, as many at a time as are copied for one launch."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        total += elements(item)
+        if batch and total > _COPIED:
+            yield batch
+            batch, total = [], elements(item)
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def prefers_direct(tokens: int, d_in: int, d_out: int, gram_cost: float = 1.0) -> bool:

@@ -1,5 +1,7 @@
 """What is kept of a Linear weight, and that written gradients give the oracle's numbers."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.worker.flash.model import check_gradients, make_private, oracle, quiet_engine, relative
-from worker.flash.planner import Linear, Planner, SharedInputs
+from worker.flash.planner import Linear, Planner, SharedInputs, batched
 
 LONG = Linear(4, 4096, 2048, 2048, 2, "fp16x3")
 MIDDLE = Linear(8, 1536, 2048, 8192, 2, "fp16x3")
@@ -84,6 +86,15 @@ def test_what_is_written_fits_the_budget_and_costs_less(shapes, budget):
     assert all(choice.shape.written_cost < choice.shape.pair_cost for choice in written)
 
 
+@given(st.lists(st.integers(0, 2**25), max_size=12))
+@settings(deadline=None, derandomize=True)
+def test_copies_for_one_launch_are_bounded(sizes):
+    batches = list(batched(sizes, int))
+    assert [size for batch in batches for size in batch] == sizes
+    assert all(batch and (len(batch) == 1 or sum(batch) <= 2**24) for batch in batches)
+    assert all(sum(batch) + after[0] > 2**24 for batch, after in pairwise(batches))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_written_gradients_equal_the_oracle(dtype, monkeypatch):
     monkeypatch.setattr("worker.flash.planner.SMALL", 0)
@@ -113,13 +124,14 @@ def test_written_gradients_equal_the_oracle(dtype, monkeypatch):
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 30), st.integers(8, 30)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     small=st.sampled_from([0, 300, 2**22]),
+    copied=st.sampled_from([1, 2000, 2**24]),
     budget=st.sampled_from([0, 4000, 2**30]),
     layout=st.sampled_from(["contiguous", "transposed", "expanded"]),
     bias=st.booleans(),
     calls=st.integers(1, 2),
 )
 @settings(deadline=None, derandomize=True, max_examples=40)
-def test_every_plan_gives_the_oracles_numbers(sizes, dtype, small, budget, layout, bias, calls):
+def test_every_plan_gives_the_oracles_numbers(sizes, dtype, small, copied, budget, layout, bias, calls):
     """Kept or written, alone or with others, called once or twice."""
     batch, tokens, width, inner = sizes
     torch.manual_seed(0)
@@ -133,6 +145,7 @@ def test_every_plan_gives_the_oracles_numbers(sizes, dtype, small, budget, layou
     expected_norms, expected = oracle(model, x, labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.flash.planner.SMALL", small)
+        patch.setattr("worker.flash.planner._COPIED", copied)
         _, module, _, criterion, _ = make_private(model, memory_budget=budget, batch=batch)
         criterion(module(x), labels).backward()
     assert relative(module.per_sample_gradient_norms, expected_norms) < 1e-5

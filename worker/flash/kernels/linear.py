@@ -13,7 +13,7 @@ from worker.flash.kernels.linear_gram import linear_gram
 from worker.flash.kernels.linear_group import Siblings, grouped_gram, tiles_of
 from worker.flash.kernels.linear_small import TOKENS, one_tile_grams
 from worker.flash.kernels.operand import describable
-from worker.flash.planner import is_small, prefers_direct
+from worker.flash.planner import batched, is_small, prefers_direct
 
 # SIMT reads the Gram form's operands, contiguous in d, across the grain. On tensor cores both forms run alike.
 _GRAM_COST_SIMT = 4.0
@@ -92,8 +92,11 @@ def _grouped(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
 
 def _copied(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
     """Small ones of one shape, as one of as many samples."""
-    a, g = (torch.cat(side) for side in zip(*pairs, strict=True))
-    return linear_weight(a, g, input_precision=input_precision).view(len(pairs), -1)
+    rows = []
+    for some in batched(pairs, lambda pair: pair.activations.numel() + pair.backprops.numel()):
+        a, g = some[0] if len(some) == 1 else map(torch.cat, zip(*some, strict=True))
+        rows.append(linear_weight(a, g, input_precision=input_precision).view(len(some), -1))
+    return torch.cat(rows)
 
 
 def _each(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
