@@ -1,6 +1,5 @@
 """What every command that runs arms needs: a folder, an end when it is interrupted, and the exit status."""
 
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import TypeVar
 
 import click
 
+from service.commands.signals import stop_event
 from service.contract import Verdict
 from worker.conductor import Stopped
 
@@ -21,11 +21,8 @@ T = TypeVar("T")
 
 def interruptible(work: Callable[[threading.Event], T]) -> T:
     """Run `work(stop)`; Ctrl-C or SIGTERM sets `stop`, and the program ends once the arms have."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        return work(stop)
+        return work(stop_event())
     except Stopped:
         click.echo("interrupted: all processes of the arms have been ended", err=True)
         sys.exit(INTERRUPTED)

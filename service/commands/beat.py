@@ -1,10 +1,10 @@
 """`clipwatch beat`."""
 
-import signal
 import threading
 
 import click
 
+from service.commands.signals import stop_event
 from service.github import Keeper
 from service.queue import Bell, Sweeper
 from service.settings import get_settings
@@ -18,9 +18,7 @@ GRACE_SECONDS = 5
 def beat() -> None:
     """Sweep what expired and waits; plan, settle and report checks."""
     configure_logging(get_settings())
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_event()
     settings = get_settings()
     database, bell = Database(settings.database), Bell(settings)
     keeper = threading.Thread(target=Keeper(database, bell, settings).run, args=(stop,), name="keeper", daemon=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 
 import click
 from pydantic import ValidationError
@@ -21,6 +19,7 @@ from pydantic import ValidationError
 from service.auth import Scope, hash_secret, new_token
 from service.commands.children import Children
 from service.commands.fault import Fault
+from service.commands.signals import stop_event
 from service.settings import Settings, get_settings
 from service.store import Database, TokenRepository, migrate, now
 
@@ -44,13 +43,7 @@ def up(worker: bool, demo: bool, **given: object) -> None:
     database = Database(settings.database)
     migrate(database)
     database.close()
-    stop = threading.Event()
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+    stop = stop_event()
     names = ["api", "beat", "worker"] if worker else ["api", "beat"]
     with Children(names, settings.environment) as children:
         if _wait_until_ready(settings, children, stop):

@@ -1,12 +1,11 @@
 """`clipwatch watch`."""
 
 import logging
-import signal
-import threading
 
 import click
 
 from service.commands.fault import Fault
+from service.commands.signals import stop_event
 from service.github.git import GitError
 from service.github.watch import Watch
 from service.rules import RulesError
@@ -27,9 +26,7 @@ def watch(once: bool) -> None:
     settings = get_settings()
     if settings.rules is None:
         raise Fault("nothing to watch for: CLIPWATCH_RULES is not set")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_event()
     database = Database(settings.database)
     watching = Watch(database, settings)
     try:
