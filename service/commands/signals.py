@@ -1,4 +1,4 @@
-"""How a command that serves is asked to end."""
+"""How a command is asked to end."""
 
 import queue
 import signal

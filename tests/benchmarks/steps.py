@@ -31,6 +31,8 @@ from service.contract import ModelSpec
 from worker.flash import PrivacyEngine
 from worker.training.model import PerSampleCrossEntropy, build_model
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -39,6 +41,13 @@ class Shape:
     width: int
     layers: int
     dtype: str
+
+    @classmethod
+    def parsed(cls, text: str) -> "Shape":
+        *sizes, dtype = text.split(",")
+        if len(sizes) != 4 or dtype not in DTYPES:
+            raise argparse.ArgumentTypeError(f"{text!r} is not B,T,d,layers,dtype with a dtype of {', '.join(DTYPES)}")
+        return cls(*map(int, sizes), dtype)
 
     def __str__(self) -> str:
         return f"{self.batch},{self.tokens},{self.width},{self.layers},{self.dtype}"
@@ -56,15 +65,14 @@ TINY = Shape(4, 16, 32, 2, "fp32")
 Step = Callable[[], None]
 
 
-def build(shape: Shape, mode: str, device: torch.device, kernels: str) -> Step:
+def build(shape: Shape, mode: str, device: torch.device, kernels: str, memory_budget: int | None = None) -> Step:
     """A function that takes one training step; `mode` is none or a grad_sample_mode."""
     torch.manual_seed(0)
     spec = ModelSpec(
         hidden_size=shape.width, num_heads=max(1, shape.width // 64), num_layers=shape.layers, max_length=shape.tokens
     )
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[shape.dtype]
     with device:
-        model = build_model(spec, 0).to(dtype)
+        model = build_model(spec, 0).to(DTYPES[shape.dtype])
     if dist.is_initialized():
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for block in model.blocks:
@@ -74,7 +82,8 @@ def build(shape: Shape, mode: str, device: torch.device, kernels: str) -> Step:
     labels = torch.randint(spec.num_classes, (shape.batch,), device=device)
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=1e-3), PerSampleCrossEntropy("mean")
     if mode != "none":
-        engine = PrivacyEngine(kernels=kernels) if mode.startswith("flash") else opacus.PrivacyEngine()
+        flash = mode.startswith("flash")
+        engine = PrivacyEngine(kernels=kernels, memory_budget=memory_budget) if flash else opacus.PrivacyEngine()
         model, optimizer, criterion, *_ = engine.make_private(
             module=model,
             optimizer=optimizer,
@@ -136,24 +145,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--modes", help="comma-separated; default: none, ghost and flash")
+    parser.add_argument("--shapes", nargs="+", type=Shape.parsed, metavar="B,T,d,layers,dtype", help="other rows")
+    parser.add_argument("--memory-budget", type=int, metavar="BYTES", help="of flash's plan; default: the engine's")
     parser.add_argument("--profile", action="store_true", help="also say where a step's time goes")
-    parser.add_argument("--check", action="store_true", help="one tiny step of each mode on the CPU, no timing")
+    parser.add_argument("--check", action="store_true", help="one step of each mode on the CPU, tiny, no timing")
     arguments = parser.parse_args()
     suffix = "_fsdp" if arguments.sharded else ""
     modes = arguments.modes.split(",") if arguments.modes else ["none", "ghost" + suffix, "flash" + suffix]
     warnings.filterwarnings("ignore")
     if arguments.check:
-        for mode in modes:
-            build(TINY, mode, torch.device("cpu"), "torch")()
+        for shape, mode in itertools.product(arguments.shapes or [TINY], modes):
+            build(shape, mode, torch.device("cpu"), "torch", arguments.memory_budget)()
         return
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     if arguments.sharded:
         dist.init_process_group("nccl", device_id=device)
     rows = []
-    for shape in SHARDED_SHAPES if arguments.sharded else SHAPES:
+    for shape in arguments.shapes or (SHARDED_SHAPES if arguments.sharded else SHAPES):
         for mode in modes:
-            step = build(shape, mode, device, "triton")
+            step = build(shape, mode, device, "triton", arguments.memory_budget)
             rows.append((shape, mode, *measure(step, arguments.warmup, arguments.steps, device)))
             print(f"{shape} {mode}: {rows[-1][2]:.2f} ms", file=sys.stderr, flush=True)
             if arguments.profile and mode.startswith("flash"):
