@@ -31,7 +31,7 @@ class Mode(StrEnum):
 
     @property
     def flash(self) -> bool:
-        """Whether the mode comes from `worker.flash`."""
+        """Whether the mode comes from `flash_clipping`."""
         return self in (Mode.FLASH, Mode.FLASH_FSDP)
 
 

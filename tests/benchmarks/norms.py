@@ -10,16 +10,16 @@ from pathlib import Path
 import opacus
 import torch
 import triton
+from flash_clipping.kernels import linear_direct, linear_gram
+from flash_clipping.kernels.linear import chosen_form
+from flash_clipping.kernels.linear_direct import direct
+from flash_clipping.kernels.linear_gram import gram
+from flash_clipping.kernels.split import split
 from opacus.grad_sample.linear import compute_linear_norm_sample
 from torch import nn
 
 from tests.benchmarks.clock import Clock
 from tests.benchmarks.spaces import SHAPES, SPACES
-from worker.flash.kernels import linear_direct, linear_gram
-from worker.flash.kernels.linear import chosen_form
-from worker.flash.kernels.linear_direct import direct
-from worker.flash.kernels.linear_gram import gram
-from worker.flash.kernels.split import split
 
 FORMS = {"direct": linear_direct, "gram": linear_gram}
 HEAD = (

@@ -27,8 +27,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
+from flash_clipping import PrivacyEngine
 from service.contract import ModelSpec
-from worker.flash import PrivacyEngine
 from worker.training.model import PerSampleCrossEntropy, build_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -24,7 +24,7 @@ def layer_norm_untrained():
     """Every LayerNorm gets a gradient of zero in flash and flash_fsdp, its norms being right."""
     _mark_layer_norms()
     edit(
-        "worker.flash.optimizer:DPOptimizerFlash.accumulate",
+        "flash_clipping.optimizer:DPOptimizerFlash.accumulate",
         ("p.grad, None", 'p.grad * (0 if hasattr(p, "untrained") else 1), None'),
     )
 

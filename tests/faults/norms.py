@@ -33,17 +33,17 @@ def flash_norm_of_linear_by_token():
     """Flash Clipping's norm of a Linear's weight takes every token for a sample and adds up their squares."""
     right = "self.functions.linear_weight(activations, backprops, input_precision=self.input_precision)"
     by_token = "(activations.square().sum(2) * backprops.square().sum(2)).sum(1)"
-    edit("worker.flash.backend:Backend.linear_weight", (right, by_token))
+    edit("flash_clipping.backend:Backend.linear_weight", (right, by_token))
     together = "self.functions.linear_weights(pairs, input_precision=self.input_precision)"
     by_token = "sum((a.square().sum(2) * g.square().sum(2)).sum(1) for a, g in pairs)"
-    edit("worker.flash.backend:Backend.linear_weights", (together, by_token))
+    edit("flash_clipping.backend:Backend.linear_weights", (together, by_token))
 
 
 @fault("clipwatch flash sampler of LayerNorm", parameters=("*norm.weight",))
 def flash_norm_of_layer_norm_not_normalised():
     """Flash Clipping's gradient of a LayerNorm's weight uses the layer's input as it came, not normalised."""
     edit(
-        "worker.flash.samplers:layer_norm",
+        "flash_clipping.samplers:layer_norm",
         ("backend.layer_norm_gradients(x, g, layer.eps)", "((g * x).sum(1), g.sum(1))"),
         ("TokenSum(g, x, layer.eps)", "TokenSum(g * x)"),
     )
@@ -52,7 +52,7 @@ def flash_norm_of_layer_norm_not_normalised():
 @fault("clipwatch flash sampler of Embedding", parameters=("*embedding.weight",))
 def flash_norm_of_embedding_squared():
     """Flash Clipping's norm of an Embedding counts where its square should."""
-    edit("worker.flash.contributions:Rows.squared_norms", ("self.padding_idx)", "self.padding_idx).sqrt()"))
+    edit("flash_clipping.contributions:Rows.squared_norms", ("self.padding_idx)", "self.padding_idx).sqrt()"))
 
 
 @fault("opacus norm of all parameters (ghost)", parameters=("head.bias",))

@@ -13,7 +13,7 @@ REDUCE = "torch.distributed.all_reduce(p.grad, op=torch.distributed.ReduceOp.SUM
 def averaged_over_ranks():
     """flash_fsdp averages over ranks in place of summing."""
     edit(
-        "worker.flash.module:GradSampleModuleFlashFSDP._write",
+        "flash_clipping.module:GradSampleModuleFlashFSDP._write",
         ("add(parameter, gradient)", "add(parameter, gradient / parameter.device_mesh.size())"),
     )
 
@@ -74,6 +74,6 @@ def divided_by_actual_batch():
 def not_divided_by_ranks():
     """flash_fsdp divides by the expected batch of one rank in place of all."""
     edit(
-        "worker.flash.optimizer:FSDPOptimizerFlash._divisor",
+        "flash_clipping.optimizer:FSDPOptimizerFlash._divisor",
         ("super()._divisor() * torch.distributed.get_world_size()", "super()._divisor()"),
     )

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from tests.worker.flash.distributed_arm import deal, full, shard_over
-from tests.worker.flash.model import make_data, make_model, make_private, oracle, pairwise, relative, unwrapped
+from tests.flash_clipping.distributed_arm import deal, full, shard_over
+from tests.flash_clipping.model import make_data, make_model, make_private, oracle, pairwise, relative, unwrapped
 
 CLIPS = [0.1, 1.0, 10.0]
 LIMIT = 1e-5

@@ -5,10 +5,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from flash_clipping.backend import Pair, TokenSum
+from flash_clipping.philox import normal_run
+from flash_clipping.runs import Run
 from torch import nn
 
-from tests.worker.flash import norms
-from tests.worker.flash.model import (
+from tests.flash_clipping import norms
+from tests.flash_clipping.model import (
     check_gradients,
     make_data,
     make_model,
@@ -17,9 +20,6 @@ from tests.worker.flash.model import (
     relative,
     unwrapped,
 )
-from worker.flash.backend import Pair, TokenSum
-from worker.flash.philox import normal_run
-from worker.flash.runs import Run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -43,7 +43,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture
 def kernels():
-    from worker.flash import kernels
+    from flash_clipping import kernels
 
     return kernels
 
@@ -97,7 +97,7 @@ def test_layers_that_share_their_input(kernels, shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_layers_in_one_launch(kernels, dtype):
-    from worker.flash.kernels.linear_group import Siblings, grouped_gram
+    from flash_clipping.kernels.linear_group import Siblings, grouped_gram
 
     torch.manual_seed(0)
     groups = []
@@ -180,7 +180,7 @@ def test_many_at_once(kernels, dtype, precision, layout):
 
 def test_noise():
     """As plain torch draws it, at any cut, and normal up to far out."""
-    from worker.flash.kernels.noise import NoiseTable
+    from flash_clipping.kernels.noise import NoiseTable
 
     device, count = torch.device("cuda"), 10_000_000
     key = torch.tensor([-987654321987654321], device=device)

@@ -29,7 +29,7 @@ Request = dict[str, Any]
 PRELOADED = (
     "worker.training.__main__",
     "worker.training.loop",
-    "worker.flash.tiled",
+    "flash_clipping.tiled",
     "torch._dynamo",
     "torch._inductor.standalone_compile",
     "torch.nn.utils._expanded_weights",

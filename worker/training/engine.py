@@ -42,7 +42,7 @@ def _knows(mode: Mode) -> bool:
 def _clipwatch_engine(arm: Arm) -> PrivacyEngine:
     try:
         # Late: it builds on more of Opacus than the other modes do, and an Opacus may lack it.
-        from worker.flash import PrivacyEngine as FlashPrivacyEngine  # noqa: PLC0415
+        from flash_clipping import PrivacyEngine as FlashPrivacyEngine  # noqa: PLC0415
     except ImportError as error:
         message = f"Clipwatch's flash modes do not run on this Opacus ({opacus.__version__}): {error}"
         raise Unsupported(message) from error

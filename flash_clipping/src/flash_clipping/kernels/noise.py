@@ -1,0 +1,105 @@
+"""Noise for many tensors in one launch: each element's depends on a key, its parameter and its place there alone."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from flash_clipping.kernels.launch import on_device
+from flash_clipping.kernels.table import TYPES, places, table, within
+from flash_clipping.runs import Run
+
+BLOCK = 2048
+
+
+class NoiseTable:
+    """Where the elements of some tensors lie in their parameters; kept on the device between steps.
+
+    Tensors are those of one dtype and device, each contiguous, made of `runs`.
+    """
+
+    def __init__(self, runs: Sequence[Sequence[Run]], device: torch.device):
+        rows, owners, program = [], [], 0
+        for tensor, parts in enumerate(runs):
+            for run in parts:
+                blocks = triton.cdiv(run.first % 2 + run.count, BLOCK)
+                at_16 = run.first % 2 == 0 and run.start % 16 == 0 and run.count % 16 == 0
+                rows.append([tensor, run.parameter, run.first, run.start, run.count, program, int(at_16)])
+                owners += [len(rows) - 1] * blocks
+                program += blocks
+        self.programs = program
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 7)
+        self.owners = torch.tensor(owners, dtype=torch.int32, device=device)
+
+    def add(self, tensors: Sequence[torch.Tensor], key: torch.Tensor, deviation: float) -> None:
+        """Adds normal numbers × deviation to the tensors in place, rounding once; key is int64 on the device."""
+        if not self.programs:
+            return
+        found = [tensor.data_ptr() for tensor in tensors]
+        with on_device(key):
+            _kernel[(self.programs,)](
+                table([found], key.device),
+                self.owners,
+                self.rows,
+                key,
+                deviation,
+                HALF=BLOCK // 2,
+                DTYPE=TYPES[tensors[0].dtype],
+                ALIGNED=not any(address % 16 for address in found),
+                num_warps=4,
+            )
+
+
+@triton.jit
+def _circle(z):
+    """Cosine and sine of 2π z / 2³² for uint32 z, to float32: the nearest quarter turn is taken off exactly, and the
+    rest, within π/4, goes through the polynomials of Cephes' sinf and cosf. libdevice's reduction takes longer."""
+    quarters = (z + 0x20000000) >> 30
+    x = (z - (quarters << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
+    y = x * x
+    sine = x + x * y * (-1.6666654611e-1 + y * (8.3321608736e-3 - 1.9515295891e-4 * y))
+    cosine = 1.0 - 0.5 * y + y * y * (4.166664568298827e-2 + y * (-1.388731625493765e-3 + 2.443315711809948e-5 * y))
+    odd = quarters & 1 == 1
+    c, s = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where((quarters + 1) & 2 == 2, -c, c), tl.where(quarters & 2 == 2, -s, s)
+
+
+@triton.jit
+def _added(target, noise, inside, DTYPE: tl.constexpr):
+    value = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target, (value + noise).to(DTYPE), mask=inside)
+
+
+@triton.jit
+def _kernel(
+    addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr
+):
+    program = tl.program_id(0)
+    row = rows + tl.load(owners + program) * 7
+    tensor = tl.load(addresses + tl.load(row)).to(tl.pointer_type(DTYPE))
+    parameter, first, start = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    count, before = tl.load(row + 4), tl.load(row + 5)
+    pair = first // 2 + (program - before) * HALF + tl.arange(0, HALF)
+    nothing = tl.zeros((HALF,), dtype=tl.uint32)
+    x, y, z, _ = tl.philox(
+        tl.load(key_ptr),
+        (pair & 0xFFFFFFFF).to(tl.uint32),
+        (pair >> 32).to(tl.uint32),
+        nothing + parameter.to(tl.uint32),
+        nothing,
+    )
+    # As in flash_clipping.philox: 64 bits for the radius.
+    uniform = x.to(tl.float32) * 2.3283064365386963e-10 + (y.to(tl.float32) + 0.5) * 5.421010862427522e-20
+    radius = tl.sqrt(-2.0 * tl.log(uniform))
+    cosine, sine = _circle(z)
+    noise = tl.join(radius * cosine, radius * sine).reshape(2 * HALF)
+    noise *= deviation
+    tensor += start
+    # Of an odd first the element before it is drawn too.
+    drawn = 2 * (program - before) * HALF + tl.arange(0, 2 * HALF)
+    if ALIGNED and tl.load(row + 6) == 1:
+        _added(places(tensor, drawn, True), noise, within(drawn, count, True), DTYPE)
+    else:
+        place = drawn - first % 2
+        _added(tensor + place, noise, (place >= 0) & (place < count), DTYPE)

@@ -1,0 +1,143 @@
+"""Samplers of Flash Clipping, by layer type, and how to register another."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from flash_clipping.backend import Backend, TokenSum
+from flash_clipping.contributions import Contribution, PerSample, Postponed, Product, Rows
+from flash_clipping.planner import is_small
+from flash_clipping.windows import Conv, Windows
+
+Contributions = dict[nn.Parameter, Contribution]
+FlashNormSampler = Callable[[nn.Module, list[torch.Tensor], torch.Tensor, Backend], Contributions]
+
+FLASH_NORM_SAMPLERS: dict[type[nn.Module], FlashNormSampler] = {}
+
+
+def register_flash_norm_sampler(
+    target_class_or_classes: type[nn.Module] | Sequence[type[nn.Module]],
+) -> Callable[[FlashNormSampler], FlashNormSampler]:
+    """Registers the decorated function as the flash norm sampler of one or several layer types.
+
+    The function gets `(layer, activations, backprops, backend)`: the layer's inputs and the gradient of the summed
+    loss by its output, batch first, and the `Backend` that the engine was given. It returns a `Contribution` for each
+    parameter that requires a gradient: it knows that parameter's per-sample norms and, later, its clipped gradient.
+    Under FSDP the layer's parameters are whole only while the function runs. The type must match exactly, as in
+    Opacus.
+    """
+
+    def decorator(function: FlashNormSampler) -> FlashNormSampler:
+        several = isinstance(target_class_or_classes, Sequence)
+        for target in target_class_or_classes if several else [target_class_or_classes]:
+            FLASH_NORM_SAMPLERS[target] = function
+        return function
+
+    return decorator
+
+
+@register_flash_norm_sampler(nn.Linear)
+def linear(
+    layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight and bias of a Linear; activations (B, ..., d_in), backprops (B, ..., d_out)."""
+    found: Contributions = {}
+    g = _tokens(backprops, 1)
+    if layer.weight.requires_grad:
+        # Under autocast both operands of the gradient's product have the output's dtype.
+        found[layer.weight] = Product(_tokens(activations[0], 1).to(g.dtype), g)
+    return found | _bias(layer, g, backend)
+
+
+@register_flash_norm_sampler(nn.Embedding)
+def embedding(
+    layer: nn.Embedding, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight of an Embedding; activations (B, ...) of ids, backprops (B, ..., d).
+
+    Raises:
+        NotImplementedError: `scale_grad_by_freq` mixes the samples of a batch; `sparse` gradients cannot be noised.
+    """
+    if layer.scale_grad_by_freq or layer.sparse:
+        raise NotImplementedError("nn.Embedding with scale_grad_by_freq or sparse gradients cannot be made private")
+    ids = activations[0].reshape(len(activations[0]), activations[0].shape[1:].numel())
+    return {layer.weight: Rows(ids, _tokens(backprops, 1), layer.num_embeddings, layer.padding_idx)}
+
+
+@register_flash_norm_sampler(nn.LayerNorm)
+def layer_norm(
+    layer: nn.LayerNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight and bias of a LayerNorm; activations and backprops (B, ..., *normalized_shape)."""
+    shape = tuple(layer.normalized_shape)
+    g = _tokens(backprops, len(shape))
+    if not layer.weight.requires_grad:
+        return _bias(layer, g, backend)
+    x = _tokens(activations[0], len(shape))
+    if is_small(g):
+        return {layer.weight: Postponed(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g, backend)
+    weight, bias = backend.layer_norm_gradients(x, g, layer.eps)
+    found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = PerSample(bias.reshape(-1, *shape))
+    return found
+
+
+@register_flash_norm_sampler(nn.RMSNorm)
+def rms_norm(
+    layer: nn.RMSNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight of an RMSNorm; activations and backprops (B, ..., *normalized_shape)."""
+    shape = tuple(layer.normalized_shape)
+    x = _tokens(activations[0], len(shape))
+    g = _tokens(backprops, len(shape))
+    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
+    if is_small(g):
+        return {layer.weight: Postponed(TokenSum(g, x, eps, centred=False), layer.weight.shape)}
+    gradients = backend.rms_norm_gradients(x, g, eps)
+    return {layer.weight: PerSample(gradients.view(-1, *shape))}
+
+
+@register_flash_norm_sampler(nn.GroupNorm)
+def group_norm(
+    layer: nn.GroupNorm, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight and bias of a GroupNorm; activations and backprops (B, C, ...)."""
+    found: Contributions = {}
+    x, g = _positions(activations[0]), _positions(backprops)
+    if layer.weight.requires_grad:
+        found[layer.weight] = PerSample(backend.group_norm_gradients(x, g, layer.num_groups, layer.eps))
+    return found | _bias(layer, g.transpose(1, 2), backend)
+
+
+@register_flash_norm_sampler([nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def convolution(
+    layer: Conv, activations: list[torch.Tensor], backprops: torch.Tensor, backend: Backend
+) -> Contributions:
+    """Weight and bias of a convolution; activations (B, C_in, ...), backprops (B, C_out, ...)."""
+    found: Contributions = {}
+    if layer.weight.requires_grad:
+        found[layer.weight] = Windows(layer, activations[0].to(backprops.dtype), backprops)
+    return found | _bias(layer, _positions(backprops).transpose(1, 2), backend)
+
+
+def _bias(layer: nn.Module, g: torch.Tensor, backend: Backend) -> Contributions:
+    """Σ_t g_t of each sample for backprops (B, T, d), where the layer has a trainable bias."""
+    bias = layer.bias
+    if bias is None or not bias.requires_grad:
+        return {}
+    return {bias: Postponed(TokenSum(g), bias.shape)}
+
+
+def _positions(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, C, ...) as (B, C, positions)."""
+    return tensor.reshape(*tensor.shape[:2], tensor.shape[2:].numel())
+
+
+def _tokens(tensor: torch.Tensor, last: int) -> torch.Tensor:
+    """(B, ..., d_1, ..., d_last) as (B, T, d_1·…·d_last)."""
+    if tensor.dim() == 3 and last == 1:
+        return tensor
+    feature = tensor.shape[tensor.dim() - last :].numel()
+    return tensor.reshape(tensor.shape[0], tensor.shape[1 : tensor.dim() - last].numel(), feature)
