@@ -22,9 +22,9 @@ from typing import Any
 import click
 
 from service.contract import Arm, Comparison, Device, Mode, ModelSpec, Workload
+from worker.commands.suite import share_cores
 from worker.conductor.suite import Result, run_member
 from worker.launch.forked import ForkedLauncher
-from worker.suites_cli import share_cores
 
 MAX_WORLD_SIZE = 4
 DTYPES = ("fp32",) * 6 + ("bf16", "bf16", "bf16_pure", "bf16_mixed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from worker.selftest.cli import selftest as command
+from worker.commands.selftest import selftest as command
 
 ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests" / "worker" / "suite.toml"
@@ -19,7 +19,7 @@ def python(program, *words, folder):
 
 
 def selftest(*words, folder):
-    program = "from worker.selftest.cli import selftest; selftest(prog_name='clipwatch selftest')"
+    program = "from worker.commands.selftest import selftest; selftest(prog_name='clipwatch selftest')"
     return python(program, *words, folder=folder)
 
 

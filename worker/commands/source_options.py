@@ -8,7 +8,7 @@ import click
 from pydantic import ValidationError
 
 from service.contract import Arm, Provider
-from worker.options import Command, choice
+from worker.commands.workload_options import Command, choice
 
 PREFIXES = ("version:", "commit:", "path:")
 # PEP 440 with at least one dot: `1234567` is a commit.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from worker.suites_cli import suite
+from worker.commands.suite import suite
 
 SUITE = Path(__file__).with_name("suite.toml")
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ WIDE = {"COLUMNS": "200"}
 def clipwatch(*words, folder):
     """The installed command's module, so that a worker install's commands are there."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    program = "import sys; from worker.suites_cli import suite; suite(prog_name='clipwatch suite')"
+    program = "import sys; from worker.commands.suite import suite; suite(prog_name='clipwatch suite')"
     command = [sys.executable, "-c", program, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 

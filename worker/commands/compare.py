@@ -15,11 +15,10 @@ from rich.console import Console
 from service.commands.fault import Fault
 from service.contract import Arm, ArmSpec, Comparison, Mode, Workload, plain
 from service.settings import get_settings
-from worker.conductor import ArmOutcome, Outcome, run_comparison
-from worker.conductor.arm import run_arm
-from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
-from worker.launch import LaunchError, LocalLauncher
-from worker.options import (
+from worker.commands.console import ProgressObserver, print_arms, print_judgement, stderr_console
+from worker.commands.interrupts import ERROR, EXIT, fresh_folder, interruptible
+from worker.commands.source_options import ROLES, source_options, with_source
+from worker.commands.workload_options import (
     arm_from,
     arm_options,
     check_options,
@@ -28,9 +27,10 @@ from worker.options import (
     workload_from,
     workload_options,
 )
-from worker.running import ERROR, EXIT, fresh_folder, interruptible
-from worker.sources_options import ROLES, source_options, with_source
-from worker.terminal import ProgressObserver, print_arms, print_judgement, stderr_console
+from worker.conductor import ArmOutcome, Outcome, run_comparison
+from worker.conductor.arm import run_arm
+from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
+from worker.launch import LaunchError, LocalLauncher
 
 
 def run_options(command: Any) -> Any:

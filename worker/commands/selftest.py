@@ -14,16 +14,16 @@ from rich.console import Console
 
 from service.commands.fault import Fault as Fatal
 from service.contract import Device, Verdict
+from worker.commands.console import stderr_console
+from worker.commands.interrupts import interruptible
+from worker.commands.suite import share_cores, suite_from
+from worker.commands.workload_options import choice
 from worker.conductor.suite import Result, on_device
 from worker.launch.forked import ForkedLauncher
-from worker.options import choice
-from worker.running import interruptible
 from worker.selftest.fault import Fault
 from worker.selftest.load import DEFAULT_FOLDER, FaultsError, environment_with, load_faults
 from worker.selftest.run import Detection, Member, SelfTest, members_of
 from worker.selftest.table import document, markdown, print_table, summary
-from worker.suites_cli import share_cores, suite_from
-from worker.terminal import stderr_console
 
 NOT_FOUND = 1
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.contract import ModelSpec, Workload
-from worker.options import workload_from, workload_options
+from worker.commands.workload_options import workload_from, workload_options
 
 MODEL = ModelSpec(
     family="lstm", vocab_size=51, hidden_size=12, num_heads=3, num_layers=2, mlp_ratio=2, num_classes=7, max_length=40,

@@ -13,8 +13,8 @@ import pytest
 from service.contract import Arm, Mode, Provider
 from tests.worker.checkout.repository import Repository
 from tests.worker.opacus_sources import CLIPS_TOO_MUCH, commit_changed_opacus
+from worker.commands.source_options import parse_source, with_source
 from worker.source import hash_package
-from worker.sources_options import parse_source, with_source
 
 TINY = (
     "--num-samples 8 --batch-size 8 --seq-len 6 --hidden-size 16 --num-heads 2 --num-layers 1 --vocab-size 50 "
