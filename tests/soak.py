@@ -23,8 +23,8 @@ import click
 
 from service.contract import Arm, Comparison, Device, Mode, ModelSpec, Workload
 from worker.commands.suite import share_cores
-from worker.conductor.suite import Result, run_member
 from worker.launch.forked import ForkedLauncher
+from worker.runner.suite import Result, run_member
 
 MAX_WORLD_SIZE = 4
 DTYPES = ("fp32",) * 6 + ("bf16", "bf16", "bf16_pure", "bf16_mixed")

@@ -14,7 +14,7 @@ from worker.conductor.conduct import Conductor
 from worker.conductor.host import HostError
 from worker.conductor.member import Member, membership
 from worker.launch import Launcher, LaunchError
-from worker.launchers import local_launcher, make_launcher, make_places
+from worker.runner.launcher_factory import local_launcher, make_launcher, make_places
 
 
 def main(launcher: Launcher | None = None) -> None:

@@ -14,10 +14,10 @@ from service.artifacts import ArtifactFolder
 from service.contract import Arm, Comparison, Mode, Provider, Workload
 from service.settings import Settings
 from worker.conductor import run_comparison
-from worker.conductor.kept import KeptArms
-from worker.conductor.suite import Silent
 from worker.launch import LocalLauncher
 from worker.launch.devices import Devices, cores
+from worker.runner.arm_cache import KeptArms
+from worker.runner.suite import Silent
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from tests.chaos.storm import Storm
 from tests.service.documents import tiny
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm
-from worker.conductor.arm import run_arm
 from worker.launch import LocalLauncher
+from worker.runner.follow import run_arm
 
 # A busy machine is slow; one on which nothing ends for this long has lost something.
 STUCK_SECONDS = 120.0

@@ -9,10 +9,10 @@ from service.contract import ArmSpec, ErrorKind
 from tests.container.conftest import IMAGE
 from tests.worker.launch.test_hostile import FORKS, MANY_FILES, MEMORY, ONE_FILE, SPEC, attacked, run
 from tests.worker.workloads import Recording
-from worker.conductor import limits as of_time
-from worker.conductor.arm import run_arm
 from worker.launch.container import ContainerLauncher
 from worker.launch.protocol import Limits
+from worker.runner import timeouts as of_time
+from worker.runner.follow import run_arm
 
 # What is there to be tried in a container alone. Whatever it kills and fills, the arm has to go on.
 CONTAINED = """

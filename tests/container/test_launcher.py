@@ -14,9 +14,9 @@ from service.contract import Arm, ArmSpec, Device, ErrorKind, Mode
 from tests.container.conftest import IMAGE
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, run, tiny
-from worker.conductor.arm import Stopped, run_arm
 from worker.launch import LaunchError, LocalLauncher
 from worker.launch.container import ContainerLauncher
+from worker.runner.follow import Stopped, run_arm
 
 SLEEP = ("python3", "-c", "import time; print('asleep', flush=True); time.sleep(600)")
 SPEC = ArmSpec(workload=tiny(max_steps=1), arm=cpu_arm(Mode.NONE))

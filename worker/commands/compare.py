@@ -28,9 +28,9 @@ from worker.commands.workload_options import (
     workload_options,
 )
 from worker.conductor import ArmOutcome, Outcome, run_comparison
-from worker.conductor.arm import run_arm
-from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
 from worker.launch import LaunchError, LocalLauncher
+from worker.runner.follow import run_arm
+from worker.runner.prepare import CannotPrepare, make_checkout, prepare
 
 
 def run_options(command: Any) -> Any:

@@ -9,7 +9,7 @@ from service.settings import Settings
 from worker.conductor.host import HostError, describe_host
 from worker.launch import LaunchError, landlock
 from worker.launch.engine import connect, find_image
-from worker.launchers import local_launcher
+from worker.runner.launcher_factory import local_launcher
 
 
 def checks() -> Iterator[Check]:

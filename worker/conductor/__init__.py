@@ -4,6 +4,6 @@
 `run_comparison` gave. This is the only room that sees both the store and the launcher.
 """
 
-from worker.conductor.run import ArmOutcome, Observer, Outcome, Stopped, run_comparison
+from worker.runner.comparison import ArmOutcome, Observer, Outcome, Stopped, run_comparison
 
 __all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]

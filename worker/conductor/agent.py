@@ -11,14 +11,14 @@ from service.contract import ArmError, ErrorKind
 from service.settings import Settings
 from service.store import AgentEnd, AgentFailure, AgentRepository, AgentTask, Database, now
 from worker.checkout import CheckoutError, Interrupted, Source
-from worker.conductor.arm import POLL_SECONDS, described_errors
-from worker.conductor.folder import attempt_folder
 from worker.conductor.host import Membership
-from worker.conductor.prepare import make_checkout
 from worker.launch import LocalLauncher
 from worker.launch.files import content
 from worker.launch.protocol import LOG
 from worker.launch.rendezvous import Meeting
+from worker.runner.follow import POLL_SECONDS, described_errors
+from worker.runner.prepare import make_checkout
+from worker.runner.workdir import attempt_folder
 from worker.source import hash_package
 
 log = logging.getLogger(__name__)

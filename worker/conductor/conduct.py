@@ -14,15 +14,15 @@ from service.settings import Settings
 from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, NoHosts, now, one_line
 from service.telemetry import bound, span
 from worker.conductor.fleet import Fleet
-from worker.conductor.folder import attempt_folder
-from worker.conductor.kept import KeptArms
 from worker.conductor.lease import Lease, Reason
-from worker.conductor.limits import Limits
-from worker.conductor.prepare import make_checkout
-from worker.conductor.run import Outcome, Stopped, run_comparison
 from worker.launch import Launcher
 from worker.launch.devices import Places
 from worker.launch.place import HasPlace
+from worker.runner.arm_cache import KeptArms
+from worker.runner.comparison import Outcome, Stopped, run_comparison
+from worker.runner.prepare import make_checkout
+from worker.runner.timeouts import Limits
+from worker.runner.workdir import attempt_folder
 
 log = logging.getLogger(__name__)
 

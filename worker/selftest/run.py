@@ -10,10 +10,10 @@ from pathlib import Path
 
 from service.contract import Arm, ArmSpec, Comparison, Finding, Gate, Mode, Suite, Verdict
 from worker.conductor import Stopped
-from worker.conductor.suite import Result, folder_name, pool, run_member
 from worker.launch import RunningArm
 from worker.launch.forked import ForkedLauncher
-from worker.launch.shared import SharedArms
+from worker.runner.dedupe import SharedArms
+from worker.runner.suite import Result, folder_name, pool, run_member
 from worker.selftest.fault import Fault
 
 # A comparison of a suite takes seconds. A fault may leave ranks waiting for each other, and that has to end.

@@ -19,9 +19,9 @@ from tests.benchmarks.service.servers import Servers, serving
 from tests.processes import running
 from tests.service.documents import tiny
 from tests.waiting import until
-from worker.conductor.run import specs_of
 from worker.launch import LocalLauncher
 from worker.launch.protocol import SPEC
+from worker.runner.comparison import specs_of
 
 MOST_SECONDS, MOST_TIMES, MOST_TIMES_REUSED = 1.5, 1.05, 0.60
 PATIENCE = 1_800.0

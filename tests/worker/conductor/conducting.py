@@ -9,9 +9,9 @@ from typing import Any
 from service.contract import Arm, ArmSpec, Comparison, Mode
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Outcome, run_comparison
-from worker.conductor.judging import judge_here
 from worker.launch import RunningArm
 from worker.launch.forked import ForkedLauncher
+from worker.runner.judging import judge_here
 
 
 class Counting(ForkedLauncher):

@@ -10,7 +10,7 @@ import pytest
 from service.settings import Settings
 from worker.launch import LaunchError, LocalLauncher
 from worker.launch.owner import Owner, lives
-from worker.launchers import make_launcher
+from worker.runner.launcher_factory import make_launcher
 
 HOLDER = """
 import sys

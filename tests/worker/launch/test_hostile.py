@@ -19,9 +19,9 @@ from service.contract import ArmSpec, ErrorKind, Mode
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Source
-from worker.conductor.arm import run_arm
 from worker.launch import Launcher, LocalLauncher, landlock
 from worker.launch.protocol import Isolation, Limits
+from worker.runner.follow import run_arm
 from worker.source import hash_package
 
 HOSTILE = Path(__file__).with_name("hostile.py")

@@ -11,8 +11,8 @@ import pytest
 
 from service.contract import RECORD_FILE, ArmRecord, ArmSpec, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.conductor.arm import RecordReader
 from worker.launch.forked import ForkedLauncher
+from worker.runner.follow import RecordReader
 from worker.training.loop import train
 from worker.training.recorder import Progress
 from worker.training.world import World

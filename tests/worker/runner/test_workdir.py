@@ -4,10 +4,10 @@ import signal
 import subprocess
 import sys
 
-from worker.conductor.folder import PREFIX, attempt_folder
+from worker.runner.workdir import PREFIX, attempt_folder
 
 HOLDER = """
-from worker.conductor.folder import attempt_folder
+from worker.runner.workdir import attempt_folder
 with attempt_folder() as folder:
     (folder / "record.jsonl").write_text("{}")
     print(folder, flush=True)

@@ -5,7 +5,7 @@ import pytest
 from service.contract import Mode
 from tests.worker.workloads import cpu_arm, run, tiny
 from worker.launch.forked import ForkedLauncher
-from worker.launch.shared import SharedArms
+from worker.runner.dedupe import SharedArms
 
 
 @pytest.fixture(scope="module")

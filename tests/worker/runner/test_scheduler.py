@@ -11,8 +11,8 @@ from tests.waiting import until
 from tests.worker.conductor.conducting import Counting, compared, conduct
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Stopped
-from worker.conductor.arms import WAITING
 from worker.launch.devices import Devices, OneAtATime, Request
+from worker.runner.scheduler import WAITING
 
 PATIENCE = 60
 TWO_STEPS = tiny(max_steps=2)

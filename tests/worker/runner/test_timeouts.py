@@ -8,8 +8,8 @@ import pytest
 from service.contract import ArmSpec, ErrorKind, Mode
 from tests.worker.launching import launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
-from worker.conductor.arm import run_arm
-from worker.conductor.limits import Limits, Stopwatch
+from worker.runner.follow import run_arm
+from worker.runner.timeouts import Limits, Stopwatch
 
 
 class Clock:

@@ -11,12 +11,12 @@ from pathlib import Path
 from service.contract import ArmSpec
 from service.telemetry import span
 from worker.checkout import Source
-from worker.conductor.arm import POLL_SECONDS, ArmOutcome, Observer, Stopped, run_arm
-from worker.conductor.kept import KeptArms
-from worker.conductor.limits import Limits
 from worker.launch import Launcher
 from worker.launch.devices import OneAtATime, Places, Request
-from worker.launch.shared import REPEAT
+from worker.runner.arm_cache import KeptArms
+from worker.runner.dedupe import REPEAT
+from worker.runner.follow import POLL_SECONDS, ArmOutcome, Observer, Stopped, run_arm
+from worker.runner.timeouts import Limits
 
 WAITING = "waiting for devices"
 

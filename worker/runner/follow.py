@@ -12,10 +12,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from worker.checkout import Source
-from worker.conductor.limits import UNLIMITED, Limits, Stopwatch
 from worker.launch import Launcher, LaunchError
 from worker.launch.files import content, opened
 from worker.launch.protocol import LOG
+from worker.runner.timeouts import UNLIMITED, Limits, Stopwatch
 from worker.source import describe_source
 
 POLL_SECONDS = 0.05

@@ -13,10 +13,10 @@ from service.settings import Settings
 from tests.worker.conductor.conducting import Counting, compared, conduct
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Checkout, Source
-from worker.conductor.kept import KeptArms
-from worker.conductor.run import specs_of
 from worker.launch import LocalLauncher
 from worker.launch.devices import Devices
+from worker.runner.arm_cache import KeptArms
+from worker.runner.comparison import specs_of
 
 ALL = ["candidate", "reference"]
 

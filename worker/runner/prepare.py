@@ -8,8 +8,8 @@ from pathlib import Path
 from service.contract import Arm, ArmError, ErrorKind
 from service.settings import Settings
 from worker.checkout import Checkout, CheckoutError, Interrupted, Source
-from worker.conductor.arm import Observer, Stopped
 from worker.launch import Launcher, LaunchError
+from worker.runner.follow import Observer, Stopped
 
 
 class CannotPrepare(Exception):

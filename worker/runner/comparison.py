@@ -8,14 +8,14 @@ from service.contract import Arm, ArmError, ArmSpec, Comparison, Dtype, Judgemen
 from service.settings import get_settings
 from service.telemetry import span
 from worker.checkout import Checkout
-from worker.conductor.arm import ArmOutcome, Observer, Stopped
-from worker.conductor.arms import ArmRunner, Task
-from worker.conductor.judging import Judge, judge_apart, prepare_to_judge
-from worker.conductor.kept import KeptArms
-from worker.conductor.limits import UNLIMITED, Limits
-from worker.conductor.prepare import CannotPrepare, make_checkout, prepare
 from worker.launch import Launcher
 from worker.launch.devices import Places
+from worker.runner.arm_cache import KeptArms
+from worker.runner.follow import ArmOutcome, Observer, Stopped
+from worker.runner.judging import Judge, judge_apart, prepare_to_judge
+from worker.runner.prepare import CannotPrepare, make_checkout, prepare
+from worker.runner.scheduler import ArmRunner, Task
+from worker.runner.timeouts import UNLIMITED, Limits
 
 __all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]
 

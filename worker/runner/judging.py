@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from service.contract import ArmRecord, Comparison, Judgement
-from worker.conductor.arm import POLL_SECONDS, Stopped
 from worker.judge import draw, judge
 from worker.lifetime import die_with_parent
+from worker.runner.follow import POLL_SECONDS, Stopped
 
 # A server that has imported the judge forks each of them: a thread-rich worker must not fork itself.
 _processes = multiprocessing.get_context("forkserver")

@@ -8,8 +8,8 @@ import pytest
 
 from service.contract import ArmRecord
 from tests.service.documents import result, tiny
-from worker.conductor.arm import Stopped
-from worker.conductor.judging import JudgingFailed, judge_apart
+from worker.runner.follow import Stopped
+from worker.runner.judging import JudgingFailed, judge_apart
 
 
 def servers() -> list[psutil.Process]:

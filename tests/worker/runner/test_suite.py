@@ -4,7 +4,7 @@ import pytest
 
 from service.contract import Comparison, Verdict
 from worker.conductor import Outcome
-from worker.conductor.suite import Result, verdict_of
+from worker.runner.suite import Result, verdict_of
 
 P, F, U, E = Verdict.PASSED, Verdict.FAILED, Verdict.UNSUPPORTED, Verdict.ERROR
 

@@ -11,9 +11,9 @@ import pytest
 
 from service.contract import RECORD_FILE, Arm, ArmSpec, ErrorKind, Mode
 from tests.worker.workloads import Recording, cpu_arm, tiny
-from worker.conductor import arm as arm_module
-from worker.conductor.arm import run_arm
 from worker.launch.protocol import LOG
+from worker.runner import follow as arm_module
+from worker.runner.follow import run_arm
 
 MIB = 2**20
 

@@ -3,7 +3,7 @@
 from service.contract import Mode
 from service.settings import Settings
 from tests.worker.workloads import cpu_arm
-from worker.launchers import make_places
+from worker.runner.launcher_factory import make_places
 
 
 def test_the_comparisons_of_a_worker_share_its_slots() -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.contract import Arm, ArmStart, Comparison, Device, StepRecord, Suite, Verdict
-from worker.conductor.judging import judge_here
-from worker.conductor.run import Outcome, run_comparison
 from worker.launch import Launcher
-from worker.launch.shared import SharedArms
+from worker.runner.comparison import Outcome, run_comparison
+from worker.runner.dedupe import SharedArms
+from worker.runner.judging import judge_here
 
 ARMS = ("reference", "candidate")
 
