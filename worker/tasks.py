@@ -11,8 +11,8 @@ from service.settings import get_settings
 from service.store import Database
 from service.telemetry import configure_logging, start_tracing
 from worker.conductor.conduct import Conductor
-from worker.conductor.host import HostError
-from worker.conductor.member import Member, membership
+from worker.fleet.join import Member, membership
+from worker.fleet.membership import HostError
 from worker.launch import Launcher, LaunchError
 from worker.runner.launcher_factory import local_launcher, make_launcher, make_places
 

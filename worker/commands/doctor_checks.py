@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from service.commands.doctor import Check, Problem
 from service.settings import Settings
-from worker.conductor.host import HostError, describe_host
+from worker.fleet.membership import HostError, describe_host
 from worker.launch import LaunchError, landlock
 from worker.launch.engine import connect, find_image
 from worker.runner.launcher_factory import local_launcher

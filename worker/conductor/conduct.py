@@ -13,8 +13,8 @@ from service.contract import ErrorKind, Verdict
 from service.settings import Settings
 from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, NoHosts, now, one_line
 from service.telemetry import bound, span
-from worker.conductor.fleet import Fleet
 from worker.conductor.lease import Lease, Reason
+from worker.fleet.head import Fleet
 from worker.launch import Launcher
 from worker.launch.devices import Places
 from worker.launch.place import HasPlace

@@ -11,7 +11,7 @@ from service.contract import ArmError, ErrorKind
 from service.settings import Settings
 from service.store import AgentEnd, AgentFailure, AgentRepository, AgentTask, Database, now
 from worker.checkout import CheckoutError, Interrupted, Source
-from worker.conductor.host import Membership
+from worker.fleet.membership import Membership
 from worker.launch import LocalLauncher
 from worker.launch.files import content
 from worker.launch.protocol import LOG

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from service.cli import cli
 from service.settings import Settings, get_settings
 from tests.waiting import until
-from worker.conductor.host import HostError, Membership, describe_host
+from worker.fleet.membership import HostError, Membership, describe_host
 from worker.launch import LocalLauncher
 
 NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

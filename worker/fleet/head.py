@@ -25,8 +25,8 @@ from service.store import (
     NoHosts,
     now,
 )
-from worker.conductor.agent import digest_of
-from worker.conductor.host import Membership
+from worker.fleet.membership import Membership
+from worker.fleet.node_agent import digest_of
 from worker.launch import FleetLauncher, LaunchError, LocalLauncher
 from worker.launch.fleet import Failure, Part, resolve_spread
 from worker.launch.rendezvous import Meeting

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from service.queue import Bell
 from service.settings import Settings
 from service.store import Database
-from worker.conductor.agent import Agents
-from worker.conductor.fleet import Fleet
-from worker.conductor.host import Membership, describe_host
+from worker.fleet.head import Fleet
+from worker.fleet.membership import Membership, describe_host
+from worker.fleet.node_agent import Agents
 from worker.launch import LocalLauncher
 
 
