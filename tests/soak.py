@@ -23,7 +23,7 @@ import click
 
 from service.contract import Arm, Comparison, Device, Mode, ModelSpec, Workload
 from worker.commands.suite import share_cores
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.suite import Result, run_member
 
 MAX_WORLD_SIZE = 4

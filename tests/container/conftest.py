@@ -8,8 +8,8 @@ import pytest
 from docker.client import DockerClient
 
 from worker.launch import LaunchError
-from worker.launch.container import ContainerLauncher
-from worker.launch.engine import connect
+from worker.launch.docker.engine_client import connect
+from worker.launch.docker.launcher import ContainerLauncher
 
 IMAGE = os.environ.get("CONTAINER_TEST_IMAGE", "clipwatch-worker:cpu")
 

@@ -9,7 +9,7 @@ from service.contract import ArmSpec, ErrorKind
 from tests.container.conftest import IMAGE
 from tests.worker.launch.test_hostile import FORKS, MANY_FILES, MEMORY, ONE_FILE, SPEC, attacked, run
 from tests.worker.workloads import Recording
-from worker.launch.container import ContainerLauncher
+from worker.launch.docker.launcher import ContainerLauncher
 from worker.launch.protocol import Limits
 from worker.runner import timeouts as of_time
 from worker.runner.follow import run_arm

@@ -15,7 +15,7 @@ from tests.container.conftest import IMAGE
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, run, tiny
 from worker.launch import LaunchError, LocalLauncher
-from worker.launch.container import ContainerLauncher
+from worker.launch.docker.launcher import ContainerLauncher
 from worker.runner.follow import Stopped, run_arm
 
 SLEEP = ("python3", "-c", "import time; print('asleep', flush=True); time.sleep(600)")
@@ -99,7 +99,7 @@ STARTER = """
 import sys
 from pathlib import Path
 from tests.container.test_launcher import SLEEP, SPEC
-from worker.launch.container import ContainerLauncher
+from worker.launch.docker.launcher import ContainerLauncher
 root = Path(sys.argv[2])
 running = ContainerLauncher(sys.argv[1], program=SLEEP, root=root).start(SPEC, root / "dead" / "reference")
 sys.stdin.read()

@@ -7,8 +7,9 @@ from importlib.metadata import version
 from service.commands.doctor import Check, Problem
 from service.settings import Settings
 from worker.fleet.membership import HostError, describe_host
-from worker.launch import LaunchError, landlock
-from worker.launch.engine import connect, find_image
+from worker.launch import LaunchError
+from worker.launch.docker.engine_client import connect, find_image
+from worker.launch.sandbox import landlock
 from worker.runner.launcher_factory import local_launcher
 
 

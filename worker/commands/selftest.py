@@ -18,7 +18,7 @@ from worker.commands.console import stderr_console
 from worker.commands.interrupts import interruptible
 from worker.commands.suite import share_cores, suite_from
 from worker.commands.workload_options import choice
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.suite import Result, on_device
 from worker.selftest.fault import Fault
 from worker.selftest.load import DEFAULT_FOLDER, FaultsError, environment_with, load_faults

@@ -22,7 +22,7 @@ from worker.commands.interrupts import ERROR, EXIT, fresh_folder, interruptible
 from worker.commands.source_options import source_options, with_source
 from worker.commands.workload_options import choice
 from worker.launch import Launcher, LocalLauncher
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.suite import ARMS, Result, on_device, run_suite, verdict_of, with_arms
 
 COLOURS = {Verdict.PASSED: "green", Verdict.FAILED: "bold red"}

@@ -17,7 +17,7 @@ from worker.conductor.lease import Lease, Reason
 from worker.fleet.head import Fleet
 from worker.launch import Launcher
 from worker.launch.devices import Places
-from worker.launch.place import HasPlace
+from worker.launch.provenance import HasPlace
 from worker.runner.arm_cache import KeptArms
 from worker.runner.comparison import Outcome, Stopped, run_comparison
 from worker.runner.prepare import make_checkout

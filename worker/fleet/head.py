@@ -28,7 +28,7 @@ from service.store import (
 from worker.fleet.membership import Membership
 from worker.fleet.node_agent import digest_of
 from worker.launch import FleetLauncher, LaunchError, LocalLauncher
-from worker.launch.fleet import Failure, Part, resolve_spread
+from worker.launch.multinode import Failure, Part, resolve_spread
 from worker.launch.rendezvous import Meeting
 
 log = logging.getLogger(__name__)

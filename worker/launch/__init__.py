@@ -4,8 +4,8 @@
 A launcher sees an `ArmSpec` and a folder, never a store. What it starts gets a scrubbed environment.
 """
 
-from worker.launch.fleet import FleetLauncher
 from worker.launch.local import LocalLauncher
+from worker.launch.multinode import FleetLauncher
 from worker.launch.protocol import Isolation, Launcher, LaunchError, Limits, RunningArm
 
 __all__ = ["FleetLauncher", "Isolation", "LaunchError", "Launcher", "Limits", "LocalLauncher", "RunningArm"]

@@ -13,11 +13,11 @@ import psutil
 
 import worker
 from service.contract import Arm, ArmSpec, Device
-from worker.launch.command import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
-from worker.launch.confine import Plan, plan, private_folders
-from worker.launch.place import Place, describe_place
 from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
+from worker.launch.provenance import Place, describe_place
 from worker.launch.rendezvous import ALONE, Rendezvous
+from worker.launch.sandbox.confine import Plan, plan, private_folders
+from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 
 GRACE_SECONDS = 2.0
 
@@ -71,7 +71,7 @@ class LocalLauncher:
         environment = {name: value for name, value in kept.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA, rendezvous.port)
         environment |= self._own(environment, folder.resolve(), source)
-        command = [sys.executable, "-m", "worker.launch.agent", json.dumps(asdict(planned))]
+        command = [sys.executable, "-m", "worker.launch.sandbox.supervisor", json.dumps(asdict(planned))]
         command += torchrun_options(ranks, self._program, folder, rendezvous)
         with (folder / LOG).open("wb") as log:
             return LocalArm(

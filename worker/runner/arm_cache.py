@@ -16,7 +16,7 @@ from service.artifacts import ARMS, ArtifactFolder
 from service.contract import ArmRecord, ArmSpec
 from service.contract.base import Document
 from worker.checkout import Source
-from worker.launch.place import HasPlace
+from worker.launch.provenance import HasPlace
 from worker.source import describe_source, hash_package
 
 log = logging.getLogger(__name__)

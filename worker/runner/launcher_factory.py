@@ -57,7 +57,7 @@ def _limits(settings: Settings) -> Limits:
 
 # The clients of engines and clusters are imported late: they take a second, and only workers with one need them.
 def _container(settings: Settings) -> Launcher:
-    from worker.launch.container import ContainerLauncher  # noqa: PLC0415
+    from worker.launch.docker.launcher import ContainerLauncher  # noqa: PLC0415
 
     return ContainerLauncher(
         settings.container_image,

@@ -11,7 +11,7 @@ from pathlib import Path
 from service.contract import Arm, ArmSpec, Comparison, Finding, Gate, Mode, Suite, Verdict
 from worker.conductor import Stopped
 from worker.launch import RunningArm
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.dedupe import SharedArms
 from worker.runner.suite import Result, folder_name, pool, run_member
 from worker.selftest.fault import Fault

@@ -10,7 +10,7 @@ from service.contract import Arm, ArmSpec, Comparison, Mode
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Outcome, run_comparison
 from worker.launch import RunningArm
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.judging import judge_here
 
 

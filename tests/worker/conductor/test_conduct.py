@@ -25,7 +25,7 @@ from tests.service.documents import tiny
 from tests.waiting import until
 from worker.conductor.conduct import Conductor
 from worker.launch import LocalLauncher
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 
 LONG = 400_000  # samples: many minutes of training
 

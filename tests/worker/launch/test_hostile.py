@@ -19,8 +19,9 @@ from service.contract import ArmSpec, ErrorKind, Mode
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Source
-from worker.launch import Launcher, LocalLauncher, landlock
+from worker.launch import Launcher, LocalLauncher
 from worker.launch.protocol import Isolation, Limits
+from worker.launch.sandbox import landlock
 from worker.runner.follow import run_arm
 from worker.source import hash_package
 
@@ -184,7 +185,7 @@ def test_what_runs_beside_the_recorder_can_forge_its_record(tmp_path):
 def test_where_isolation_is_required_an_arm_without_it_does_not_run(tmp_path, monkeypatch):
     """As on a kernel without Landlock: the layer is taken away from the process that would apply it."""
     (tmp_path / "site").mkdir()
-    patch = "import worker.launch.landlock as landlock\nlandlock.version = lambda: 0\n"
+    patch = "import worker.launch.sandbox.landlock as landlock\nlandlock.version = lambda: 0\n"
     (tmp_path / "site" / "sitecustomize.py").write_text(patch)
     launcher = LocalLauncher({**os.environ, "PYTHONPATH": str(tmp_path / "site")}, isolation=Isolation.REQUIRED)
     outcome, _ = run(tmp_path / "arm", launcher)

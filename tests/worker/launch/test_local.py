@@ -63,7 +63,7 @@ def test_an_arm_sees_no_setting_and_no_secret(tmp_path):
 def ranks_of(pid: int) -> list[psutil.Process]:
     """The ranks among a process' descendants; torchrun's agent names the program too."""
     lines = [(process, process.cmdline()) for process in psutil.Process(pid).children(recursive=True)]
-    return [process for process, line in lines if "--spec" in line and "worker.launch.agent" not in line]
+    return [process for process, line in lines if "--spec" in line and "worker.launch.sandbox.supervisor" not in line]
 
 
 def test_stop_ends_every_rank(tmp_path):

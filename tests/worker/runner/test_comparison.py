@@ -12,7 +12,7 @@ from tests.worker.launching import FAULTS, FaultyCandidate, launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.conductor import Stopped, run_comparison
 from worker.launch import LocalLauncher
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.comparison import specs_of
 
 FLASH, FLASH_FSDP = cpu_arm(Mode.FLASH), cpu_arm(Mode.FLASH_FSDP, 2)

@@ -4,7 +4,7 @@ import pytest
 
 from service.contract import Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.dedupe import SharedArms
 
 

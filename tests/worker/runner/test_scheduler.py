@@ -138,7 +138,7 @@ def test_an_arm_that_fails_ends_the_one_beside_it(launcher, tmp_path):
 
 
 def templates(launcher) -> set[psutil.Process]:
-    return {child for child in psutil.Process().children() if "worker.launch.template" in child.cmdline()}
+    return {child for child in psutil.Process().children() if "worker.launch.fork.server" in child.cmdline()}
 
 
 def test_who_waits_for_devices_says_so_and_is_stopped_within_a_second(launcher, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from service.contract import RECORD_FILE, ArmRecord, ArmSpec, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 from worker.runner.follow import RecordReader
 from worker.training.loop import train
 from worker.training.recorder import Progress

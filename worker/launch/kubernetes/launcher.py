@@ -7,11 +7,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from service.contract import Arm, ArmSpec, Device, Kernels
-from worker.launch.kubernetes.arm import KubernetesArm
 from worker.launch.kubernetes.cluster import FAULTS, Cluster, connection, said
-from worker.launch.kubernetes.mirror import Mirror
+from worker.launch.kubernetes.job_arm import KubernetesArm
 from worker.launch.kubernetes.objects import ArmJob, name_of
 from worker.launch.kubernetes.options import ClusterOptions
+from worker.launch.kubernetes.shared_folder import Mirror
 from worker.launch.protocol import LOG, SPEC, LaunchError, RunningArm
 
 CPU_WORLD_SIZE = 2

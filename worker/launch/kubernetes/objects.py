@@ -142,7 +142,15 @@ def _job_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
 
 def _pod_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
     sources = [_mount("claim", SOURCE, subPath=f"{job.subpath}/source", readOnly=True)] if job.has_source else []
-    command = ["python", "-m", "worker.launch.node", "--nodes", str(job.nodes), "--ranks", str(job.ranks)]
+    command = [
+        "python",
+        "-m",
+        "worker.launch.kubernetes.entrypoint",
+        "--nodes",
+        str(job.nodes),
+        "--ranks",
+        str(job.ranks),
+    ]
     command += ["--head", f"{head}:{PORT}", "--id", job.name, "--folder", str(FOLDER)]
     spec: Document = {
         "restartPolicy": "Never",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from service.contract import ArmError, ErrorKind
 from worker.launch.kubernetes.cluster import FAULTS, Cluster, Created, Expired, said
-from worker.launch.kubernetes.mirror import Mirror
 from worker.launch.kubernetes.objects import GRACE_SECONDS, Document
 from worker.launch.kubernetes.options import ClusterOptions
-from worker.launch.kubernetes.words import End, Waiting, end_of, has_failed, waiting_for
+from worker.launch.kubernetes.pod_status import End, Waiting, end_of, has_failed, waiting_for
+from worker.launch.kubernetes.shared_folder import Mirror
 from worker.launch.protocol import LOG
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ import pytest
 
 from service.settings import Settings
 from worker.launch import LaunchError, LocalLauncher
-from worker.launch.owner import Owner, lives
+from worker.launch.docker.owner_lock import Owner, lives
 from worker.runner.launcher_factory import make_launcher
 
 HOLDER = """
 import sys
 from pathlib import Path
-from worker.launch.owner import Owner
+from worker.launch.docker.owner_lock import Owner
 owner = Owner(Path(sys.argv[1]))
 print(owner.name, flush=True)
 sys.stdin.read()

@@ -3,7 +3,7 @@
 import pytest
 
 from service.contract import ErrorKind
-from worker.launch.kubernetes.words import end_of, has_failed, waiting_for
+from worker.launch.kubernetes.pod_status import end_of, has_failed, waiting_for
 
 LIMITS = {"limits": {"memory": str(10 * 2**30)}}
 OWNER = {"spec": {}, "status": {}}

@@ -17,8 +17,8 @@ import psutil
 
 from service.contract import Arm, ArmSpec, Mode
 from worker.launch.local import GRACE_SECONDS, LocalLauncher
-from worker.launch.place import Place
 from worker.launch.protocol import LOG, SPEC
+from worker.launch.provenance import Place
 
 # Below the ports that Linux hands out by itself, so that nothing takes one between our look and the arm's use of it.
 PORTS = (10_000, 30_000)
@@ -105,7 +105,7 @@ class Template:
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-u", "-m", "worker.launch.template"],
+                    [sys.executable, "-u", "-m", "worker.launch.fork.server"],
                     env=self._environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

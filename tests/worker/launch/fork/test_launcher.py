@@ -11,7 +11,7 @@ import pytest
 from service.contract import RECORD_FILE, ArmSpec, ErrorKind, Mode
 from tests.waiting import until
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 
 DEADLINE = 60
 FAULTS = "tests.worker.faulty_training"
@@ -83,7 +83,7 @@ def test_stop_ends_every_rank(launcher, tmp_path):
     running = stuck.start(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH_FSDP, 2)), tmp_path)
     until(lambda: started(tmp_path), DEADLINE)
     # Other tests of this process may have templates too; only this one's has arms.
-    templates = [p for p in psutil.Process().children() if "worker.launch.template" in p.cmdline()]
+    templates = [p for p in psutil.Process().children() if "worker.launch.fork.server" in p.cmdline()]
     (template,) = [p for p in templates if p.children()]
     family = template.children(recursive=True)
     assert len(family) == 3
@@ -99,7 +99,7 @@ STARTER = f"""
 import sys
 from pathlib import Path
 from service.contract import ArmSpec
-from worker.launch.forked import ForkedLauncher
+from worker.launch.fork.launcher import ForkedLauncher
 folder = Path(sys.argv[1])
 spec = ArmSpec.model_validate_json((folder / "given.json").read_text())
 ForkedLauncher(fault="{FAULTS}:stops_for_ever").start(spec, folder)

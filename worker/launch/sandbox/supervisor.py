@@ -1,6 +1,6 @@
 """torchrun as a program that is watched: confined before it starts, held to its limits, and ended with all it started.
 
-`python -m worker.launch.agent PLAN ARGUMENTS…` runs two processes. The one that is started watches: it is outside of
+`python -m worker.launch.sandbox.supervisor PLAN ARGUMENTS…` runs two processes. The one that is started watches: it is outside of
 the confinement, every orphan of the arm becomes its child, and it ends when its starter does, so that a worker that is
 killed leaves no arm behind on its GPUs. The other is confined and becomes torchrun.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from service.contract import ArmError, ErrorKind
-from worker.launch.confine import Plan, confine, size_of
 from worker.launch.protocol import Isolation
+from worker.launch.sandbox.confine import Plan, confine, size_of
 from worker.lifetime import die_with_parent
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36

@@ -9,9 +9,10 @@ import pytest
 from service.contract import ArmSpec, Mode
 from tests.waiting import until
 from tests.worker.workloads import cpu_arm, tiny
-from worker.launch import LocalLauncher, landlock
-from worker.launch.fleet import resolve_spread
+from worker.launch import LocalLauncher
+from worker.launch.multinode import resolve_spread
 from worker.launch.rendezvous import Meeting, free_port
+from worker.launch.sandbox import landlock
 
 PORTS = range(29_300, 29_400)
 

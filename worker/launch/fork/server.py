@@ -1,6 +1,6 @@
 """The process that `ForkedLauncher` forks arms from: it has imported what they need and nothing more.
 
-`python -m worker.launch.template` reads one JSON document a line from standard input, `{"id", "spec", "folder",
+`python -m worker.launch.fork.server` reads one JSON document a line from standard input, `{"id", "spec", "folder",
 "ranks", "port", "environment", "fault"}`, and writes `{"id", "pid"}` when the arm has been forked and `{"id",
 "status"}` when it has ended. It goes when standard input closes, and its arms with it. It runs no thread and touches
 no GPU: neither would survive a fork.

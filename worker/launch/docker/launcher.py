@@ -14,12 +14,12 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from service.contract import Arm, ArmSpec, Device
-from worker.launch.command import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
-from worker.launch.confine import LAYERS, Plan, private_folders
-from worker.launch.contained import ContainedArm
-from worker.launch.engine import connect, find_image, in_words, remove
-from worker.launch.owner import Owner, lives
+from worker.launch.docker.container_arm import ContainedArm
+from worker.launch.docker.engine_client import connect, find_image, in_words, remove
+from worker.launch.docker.owner_lock import Owner, lives
 from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
+from worker.launch.sandbox.confine import LAYERS, Plan, private_folders
+from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class ContainerLauncher:
         places = {name: str(ARM / Path(path).name) for name, path in private_folders(folder).items()}
         user = _hand_over(folder)
         plan = Plan(Isolation.REQUIRED.value, asdict(self._limits), around=list(LAYERS))
-        command = ["python3", "-m", "worker.launch.agent", json.dumps(asdict(plan))]
+        command = ["python3", "-m", "worker.launch.sandbox.supervisor", json.dumps(asdict(plan))]
         command += torchrun_options(ranks, self._program, ARM)
         gpus = self._gpus(devices) if spec.arm.device is Device.CUDA else []
         with in_words("the container engine cannot start the arm"):

@@ -1,6 +1,6 @@
 """One node of an arm in a container: torchrun with the ranks of this node, its output in a file of the arm's folder.
 
-`python -m worker.launch.node --nodes N --ranks R --head HOST:PORT --id NAME --folder FOLDER`, with `NODE_RANK` in the
+`python -m worker.launch.kubernetes.entrypoint --nodes N --ranks R --head HOST:PORT --id NAME --folder FOLDER`, with `NODE_RANK` in the
 environment. The container is the confinement.
 """
 
@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 900
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m worker.launch.node", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m worker.launch.kubernetes.entrypoint", description=__doc__)
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True, help="of this node")
     parser.add_argument("--head", required=True, help="HOST:PORT at which node 0 is met")

@@ -15,9 +15,9 @@ from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
 from service.contract import ArmError, ErrorKind
-from worker.launch.agent import ERROR, in_mib
-from worker.launch.engine import UNREACHABLE, reason, remove
+from worker.launch.docker.engine_client import UNREACHABLE, reason, remove
 from worker.launch.protocol import Limits
+from worker.launch.sandbox.supervisor import ERROR, in_mib
 
 log = logging.getLogger(__name__)
 
