@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.commands.lifeline import hold_lifeline
 
 NAMES = ("up", "api", "beat", "migrate", "submit", "watch", "token", "doctor", "hosts", "prune", "backup")

@@ -5,7 +5,7 @@ from typing import Any
 from celery import signals
 
 from service.artifacts import ArtifactFolder
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.queue import LOOK, LOOK_AGENT, QUEUE, Bell, make_celery
 from service.settings import get_settings
 from service.store import Database

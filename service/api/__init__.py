@@ -6,9 +6,9 @@ Errors have one shape, `Problem`. Lists are paged by cursors. Nothing here holds
 from service.api.badges import router as badges_router
 from service.api.checks import router as checks_router
 from service.api.comparisons import router as comparisons_router
-from service.api.convert import PREFIX
 from service.api.headers import LocalOnly, SecurityHeaders
 from service.api.health import router as health_router
+from service.api.mappers import PREFIX
 from service.api.problems import BodyLimit, add_problem_handlers
 from service.api.results import router as results_router
 from service.api.tokens import router as tokens_router

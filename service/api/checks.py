@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Response
 
 from service.api.access import READS, SUBMITS
-from service.api.check_documents import CheckDetail, CheckHistory, CheckRequest
+from service.api.check_mappers import check_detail, history_of
+from service.api.check_schemas import CheckDetail, CheckHistory, CheckRequest
 from service.api.comparisons import Cursor, Limit, cursor_position
-from service.api.convert import PREFIX, to_cursor
-from service.api.history import check_detail, history_of
+from service.api.mappers import PREFIX, to_cursor
 from service.api.problems import Refused, documented, refused_field
+from service.checks.rules_file import RulesError, read_rules, read_suite
 from service.context import Context, HasContext
 from service.contract.check import REPOSITORY
 from service.queue import queue_checks, ring_for
-from service.rules import RulesError, read_rules, read_suite
 from service.store import CheckRepository, CheckRow, Database, Line, ReportRepository, Status, now
 from service.suites import SuiteError
 

@@ -7,8 +7,8 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
 from service.api.access import READS
-from service.api.documents import Health
 from service.api.problems import documented
+from service.api.schemas import Health
 from service.context import HasContext
 from service.store import is_current, now, one_line, statistics
 from service.telemetry import metrics_text

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.documents import FieldError, Problem
+from service.api.schemas import FieldError, Problem
 from service.auth import TooMany
 
 

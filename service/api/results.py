@@ -7,9 +7,9 @@ from fastapi import APIRouter, Query, Response
 
 from service.api.access import READS
 from service.api.comparisons import Cursor, Limit, cursor_position
-from service.api.convert import answered, deciding, history_item, log_chunk, to_cursor
-from service.api.documents import ArmSeries, HistoryPage, LogChunk, LogPage, Series
+from service.api.mappers import answered, deciding, history_item, log_chunk, to_cursor
 from service.api.problems import Refused, documented, not_found
+from service.api.schemas import ArmSeries, HistoryPage, LogChunk, LogPage, Series
 from service.context import Context, HasContext
 from service.store import AttemptRepository, ComparisonRepository, HistoryRepository, LogRepository, Status
 

@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from service.api.access import ADMINISTERS, HasCaller
-from service.api.documents import TokenAnswer, TokenMade
 from service.api.problems import Refused, documented
+from service.api.schemas import TokenAnswer, TokenMade
 from service.auth import Scope, hash_secret, new_token
 from service.context import HasContext
 from service.contract.base import Document

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from sqlalchemy import make_url
 
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.settings import Settings, get_settings
 
 DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"

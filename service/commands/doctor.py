@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from service.artifacts import ArtifactFolder
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.queue import Bell
 from service.settings import Settings, get_settings
 from service.store import Database, TokenRepository, is_current, now, one_line

@@ -5,7 +5,7 @@ import time
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.settings import get_settings
 from service.store import Database, is_current, one_line
 from service.store import migrate as upgrade

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.commands.client import Client
+from service.commands.api_client import Client
 from service.settings import get_settings
 from service.suites import SuiteError, load
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.auth import Scope, hash_secret, new_token
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.settings import get_settings
 from service.store import Database, TokenRepository, is_current, now
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from service.auth import Scope, hash_secret, new_token
 from service.commands.children import Children
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.commands.signals import stop_event
 from service.settings import Settings, get_settings
 from service.store import Database, TokenRepository, migrate, now

@@ -4,11 +4,11 @@ import logging
 
 import click
 
-from service.commands.fault import Fault
+from service.checks.rules_file import RulesError
+from service.commands.errors import Fault
 from service.commands.signals import stop_event
-from service.github.git import GitError
+from service.git import GitError
 from service.github.watch import Watch
-from service.rules import RulesError
 from service.settings import get_settings
 from service.store import Database
 

@@ -4,7 +4,7 @@ A request only remembers what it was told. The keeper, in `beat`, plans checks f
 whose comparisons have ended, and sends reports from an outbox. Nothing here runs code of a commit.
 """
 
-from service.github.keeper import Keeper, Kept
 from service.github.webhook import router
+from service.reconcile import Keeper, Kept
 
 __all__ = ["Keeper", "Kept", "router"]

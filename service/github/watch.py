@@ -4,9 +4,9 @@ import hashlib
 
 from sqlalchemy.exc import IntegrityError
 
-from service.github.git import branches
+from service.checks.rules_file import read_rules
+from service.git import branches
 from service.github.payloads import Pushed
-from service.rules import read_rules
 from service.settings import Settings
 from service.store import Database, Delivery, DeliveryRepository, now
 

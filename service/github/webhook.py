@@ -9,11 +9,11 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from service.api.problems import Refused, documented
+from service.checks.rules_file import RulesError, read_rules
 from service.context import Context, HasContext
 from service.contract import Rules
 from service.github.payloads import read, repository_of
 from service.github.signature import is_signed, read_secrets
-from service.rules import RulesError, read_rules
 from service.store import DeliveryRepository, now
 
 log = logging.getLogger(__name__)

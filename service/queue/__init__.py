@@ -4,8 +4,8 @@ The database holds the truth. A message carries an id and means "look", so one t
 harmless. Leases are in `service.store`; here is who watches over them.
 """
 
-from service.queue.bell import LOOK, LOOK_AGENT, QUEUE, Bell, Ringer, make_celery
-from service.queue.checks import (
+from service.actions.submit import IdempotencyConflict, Submitted, submit
+from service.checks.lifecycle import (
     known_verdicts,
     queue_checks,
     ring_for,
@@ -13,7 +13,7 @@ from service.queue.checks import (
     verdicts_of,
     want_comment,
 )
-from service.queue.submit import IdempotencyConflict, Submitted, submit
+from service.queue.notifier import LOOK, LOOK_AGENT, QUEUE, Bell, Ringer, make_celery
 from service.queue.sweeper import Sweeper, Swept
 
 __all__ = [

@@ -9,8 +9,8 @@ import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
-from service.queue.bell import Bell
-from service.queue.silence import Silence
+from service.queue.liveness import Silence
+from service.queue.notifier import Bell
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonRepository, Database, HeldLease, now
 

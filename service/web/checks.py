@@ -7,9 +7,9 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 from pydantic import BeforeValidator, StringConstraints
 
+from service.api.check_mappers import check_detail, entry_health, entry_names
 from service.api.checks import page_of
-from service.api.convert import PREFIX
-from service.api.history import check_detail, entry_health, entry_names
+from service.api.mappers import PREFIX
 from service.api.problems import Refused
 from service.context import HasContext
 from service.store import CheckRepository, Line, ReportRepository, Status, line_of, now

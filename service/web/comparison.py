@@ -8,15 +8,15 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
-from service.api.convert import detail, log_chunk
-from service.api.documents import ComparisonDetail, LogChunk
+from service.api.mappers import detail, log_chunk
 from service.api.problems import not_found
+from service.api.schemas import ComparisonDetail, LogChunk
 from service.context import HasContext
 from service.contract import Gate
 from service.store import ComparisonRepository, ComparisonRow, HistoryRepository, LogRepository, now
+from service.web.formatting import SUBJECTS, arm_words
 from service.web.render import page
 from service.web.visitor import Reader
-from service.web.words import SUBJECTS, arm_words
 
 router = APIRouter()
 

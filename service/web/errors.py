@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from service.api.convert import PREFIX
+from service.api.mappers import PREFIX
 from service.auth import TooMany
 from service.web.render import page
 

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BeforeValidator, StringConstraints
 
 from service.api.comparisons import cursor_position
-from service.api.convert import PREFIX, to_cursor
+from service.api.mappers import PREFIX, to_cursor
 from service.context import HasContext
 from service.contract import Mode, Verdict
 from service.store import ComparisonFilter, ComparisonRepository, Status, now

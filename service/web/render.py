@@ -6,7 +6,7 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from service.web import words
+from service.web import formatting as words
 from service.web.visitor import Visitor, set_cookie
 
 # Nothing but our own files, and no inline script or style: a name or a log line can be shown, never run.

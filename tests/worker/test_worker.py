@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from service.actions import submit
 from service.contract import Mode
-from service.queue import Bell, Sweeper, submit
+from service.queue import Bell, Sweeper
 from service.settings import Settings
 from service.store import ComparisonRepository, Database, now
 from tests.processes import alive, running

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 from service.contract import Arm, ArmSpec, Comparison, Mode, Workload, plain
 from service.settings import get_settings
 from worker.commands.console import ProgressObserver, print_arms, print_judgement, stderr_console

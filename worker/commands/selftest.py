@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from service.commands.fault import Fault as Fatal
+from service.commands.errors import Fault as Fatal
 from service.contract import Device, Verdict
 from worker.commands.console import stderr_console
 from worker.commands.interrupts import interruptible

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.contract import ArmSpec, Comparison, Device
 from service.queue import Bell
-from service.queue.silence import Silence
+from service.queue.liveness import Silence
 from service.settings import Settings
 from service.store import (
     AgentRepository,

@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
+from service.actions import submit
 from service.artifacts import ArtifactFolder
 from service.cli import cli
 from service.contract import Suite, Target
-from service.queue import Bell, queue_checks, settle, submit
+from service.queue import Bell, queue_checks, settle
 from service.settings import Settings, get_settings
 from service.store import (
     CheckRepository,

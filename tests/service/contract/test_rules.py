@@ -65,7 +65,7 @@ def test_an_arm_that_names_an_opacus_keeps_it() -> None:
 def test_the_examples_of_the_documentation_can_be_read() -> None:
     from pathlib import Path
 
-    from service.rules import read_rules, read_suite
+    from service.checks.rules_file import read_rules, read_suite
 
     settings = Settings(rules=Path(__file__).parents[3] / "docs" / "examples" / "rules.toml")
     rules = read_rules(settings)

@@ -8,8 +8,8 @@ from sqlalchemy import select
 
 from service.contract import Verdict
 from service.github import Keeper
-from service.github.words import marker
 from service.queue import Bell
+from service.reports.texts import marker
 from service.store import ReportRow, now
 from tests.service.github.conftest import REPOSITORY, A, B, comment, deliver, pull_request, push
 from tests.service.github.github_server import APP

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.github.git import Changes, GitError
+from service.git import Changes, GitError
 from service.github.watch import Watch
 from tests.processes import running
 from tests.service.github.conftest import A, deliver, outcomes, pull_request, push

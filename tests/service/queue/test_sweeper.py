@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from service.queue import Bell, Sweeper, Swept, submit
+from service.actions import submit
+from service.queue import Bell, Sweeper, Swept
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonRepository, Status, now
 from tests.service.documents import tiny

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from service.contract import Verdict
-from service.queue.silence import Silence
+from service.queue.liveness import Silence
 from service.store import (
     AttemptRepository,
     AttemptResult,

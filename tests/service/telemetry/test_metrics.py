@@ -6,9 +6,10 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.actions import submit
 from service.app import create_app
 from service.contract import Verdict
-from service.queue import Bell, submit
+from service.queue import Bell
 from service.store import AttemptRepository, now
 from tests.service.documents import result, tiny
 

@@ -9,8 +9,9 @@ from typing import Any
 import psutil
 from sqlalchemy import make_url
 
+from service.actions import submit
 from service.contract import Arm, Comparison, Device, Kernels, Mode
-from service.queue import Bell, Sweeper, submit
+from service.queue import Bell, Sweeper
 from service.settings import Settings
 from service.store import (
     AgentRow,

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import select
 
 from service.contract import Verdict
-from service.github.notices import slack_text
 from service.github.signature import is_signed
+from service.reports.webhooks import slack_text
 from service.store import ReportRow
 from tests.service.github.conftest import A, B, C, deliver, push
 from tests.waiting import until

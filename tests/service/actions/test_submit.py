@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from service.queue import Bell, IdempotencyConflict, submit
+from service.actions import submit
+from service.queue import Bell, IdempotencyConflict
 from service.settings import Settings
 from service.store import ComparisonFilter, ComparisonRepository, Database
 from tests.service.documents import tiny

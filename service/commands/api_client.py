@@ -5,7 +5,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from service.commands.fault import Fault
+from service.commands.errors import Fault
 
 TIMEOUT = 30
 

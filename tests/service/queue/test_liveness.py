@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.queue.silence import Silence
+from service.queue.liveness import Silence
 from service.store import HeldLease
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy.exc import IntegrityError
 
 from service.contract import Comparison
-from service.queue.bell import Bell, Ringer
+from service.queue.notifier import Bell, Ringer
 from service.settings import Settings
 from service.store import ComparisonRepository, ComparisonRow, Database
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.contract import NEWS, Suite, Target, Transition, Verdict, check_verdict, entries_of, last_decided
 from service.contract import transitions as transitions_between
-from service.queue.bell import Bell
+from service.queue.notifier import Bell
 from service.settings import Settings
 from service.store import CheckRepository, CheckRow, Database, Line, ReportKind, ReportRepository, Status, now
 

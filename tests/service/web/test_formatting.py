@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.contract import Comparison
-from service.web import words
+from service.web import formatting as words
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from service.queue.folder import folder_options
+from service.queue.file_broker import folder_options
 from service.settings import Settings
 
 LOOK = "clipwatch.look"
@@ -47,7 +47,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
         return {"broker_url": settings.broker_url, "broker_transport_options": options}
     return {
         "broker_url": "filesystem://",
-        "broker_transport": "service.queue.folder:Transport",
+        "broker_transport": "service.queue.file_broker:Transport",
         "broker_transport_options": folder_options(settings.folder / "broker"),
     }
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from service.api.documents import Answer
+from service.api.schemas import Answer
 from service.contract import Target, Transition, Verdict
 from service.contract.base import Document
 from service.store import Status

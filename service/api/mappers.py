@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastapi import Response
 
-from service.api.documents import (
+from service.api.schemas import (
     Answer,
     ArmAnswer,
     AttemptAnswer,

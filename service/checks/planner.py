@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from service.checks.rules_file import RulesError, read_rules, read_suite
 from service.contract import Pulls, Rule, Rules, Suite, Target
-from service.github.git import Changes, GitError
+from service.git import Changes, GitError
 from service.github.payloads import Approved, Heard, Proposed, Pushed, heard_in
 from service.queue import Bell, queue_checks, ring_for, want_comment
-from service.rules import RulesError, read_rules, read_suite
 from service.settings import Settings
 from service.store import CheckRow, Database, DeliveryRepository, DeliveryRow, DeliveryState, now, one_line
 from service.suites import SuiteError

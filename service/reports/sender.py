@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 
-from service.github import words
 from service.github.client import GitHub, Undelivered
-from service.github.notices import notice, post_slack, post_webhook
+from service.reports import texts as words
+from service.reports.webhooks import notice, post_slack, post_webhook
 from service.settings import Settings
 from service.store import (
     CheckRepository,

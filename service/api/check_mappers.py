@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.api.check_documents import (
+from service.api.check_schemas import (
     CheckDetail,
     CheckHistory,
     CheckSummary,

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.github.planner import Planner
-from service.github.reporter import Reporter
+from service.checks.planner import Planner
 from service.queue import Bell, settle
+from service.reports.sender import Reporter
 from service.settings import Settings
 from service.store import Database
 

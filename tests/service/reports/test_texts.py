@@ -3,7 +3,7 @@
 import pytest
 
 from service.contract import Target, Verdict, entries_of
-from service.github import words
+from service.reports import texts as words
 from service.store import CheckRepository, now
 from service.suites import load
 

@@ -8,7 +8,7 @@ import pytest
 from kombu.exceptions import KombuError
 
 from service.queue import LOOK, Bell, Ringer
-from service.queue.bell import MOST_TOGETHER
+from service.queue.notifier import MOST_TOGETHER
 from service.settings import Settings
 from tests.service.queue.listening import listen
 
