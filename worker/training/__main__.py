@@ -11,7 +11,7 @@ import torch
 from service.contract import ArmError, ArmSpec, ErrorKind
 from worker.lifetime import die_with_parent
 from worker.training.recorder import Progress, write_error
-from worker.training.trainee import Unsupported
+from worker.training.trainer import Unsupported
 from worker.training.world import World
 
 

@@ -11,7 +11,7 @@ from worker.training.data import global_loader, parts_of
 from worker.training.oracle import OracleTrainee
 from worker.training.private import OpacusTrainee
 from worker.training.recorder import Progress, Recorder
-from worker.training.trainee import PlainTrainee, Trainee
+from worker.training.trainer import PlainTrainee, Trainee
 from worker.training.world import World
 
 

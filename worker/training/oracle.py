@@ -15,7 +15,7 @@ from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
 from worker.training.observer import Observer, frozen, trainable
 from worker.training.setup import build_optimizer, build_schedule, initial_model
-from worker.training.trainee import StepOutcome
+from worker.training.trainer import StepOutcome
 from worker.training.world import World
 
 # Opacus divides C by the norm plus this, so that a gradient of zero has a finite factor.

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from service.contract import ArmSpec, Clipping, Dtype, Family, Mode, ParameterStart, Provider, Workload
 from worker.training.adaptive import clipping_options
 from worker.training.data import Batch
-from worker.training.engine import flash_from, make_engine
+from worker.training.engine_factory import flash_from, make_engine
 from worker.training.model import PerSampleCrossEntropy
 from worker.training.observer import few_sample_norms, frozen, trainable
 from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
-from worker.training.trainee import StepOutcome, Unsupported
+from worker.training.trainer import StepOutcome, Unsupported
 from worker.training.update import UpdateObserver
 from worker.training.world import World
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmSpec, ArmStart, StepRecord
 from service.contract.slices import deal
 from worker.source import describe_source, hash_package
-from worker.training.trainee import StepOutcome, Trainee
+from worker.training.trainer import StepOutcome, Trainee
 from worker.training.world import World
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from service.contract import Clipping, Family, Head, LossReduction, LrSchedule, Mode, OptimizerName, Sampling, Slices
 from tests.worker.training.closeness import NORM, STATE, assert_same_training, numbers
-from worker.training.trainee import Unsupported
+from worker.training.trainer import Unsupported
 
 ONE_RANK = [Mode.HOOKS, Mode.GHOST, Mode.FLASH, Mode.GHOST_FSDP, Mode.FLASH_FSDP]
 FLASH = [Mode.FLASH, Mode.FLASH_FSDP]

@@ -5,7 +5,7 @@ from opacus import PrivacyEngine
 from opacus.grad_sample import get_gsm_class
 
 from service.contract import Arm, Mode, Provider
-from worker.training.trainee import Unsupported
+from worker.training.trainer import Unsupported
 
 
 def make_engine(arm: Arm) -> PrivacyEngine:
