@@ -19,7 +19,7 @@ from opacus.grad_sample.linear import compute_linear_norm_sample
 from torch import nn
 
 from tests.benchmarks.clock import Clock
-from tests.benchmarks.spaces import SHAPES, SPACES
+from tests.benchmarks.search_spaces import SHAPES, SPACES
 
 FORMS = {"direct": linear_direct, "gram": linear_gram}
 HEAD = (

@@ -13,10 +13,10 @@ import opacus
 from service.contract import RECORD_FILE, ArmSpec, Mode
 from service.store import ComparisonRepository
 from tests.chaos.audit import Audit, audit_rows
+from tests.chaos.chaos_schedule import Storm
 from tests.chaos.client import post
-from tests.chaos.house import House, house
+from tests.chaos.cluster import House, house
 from tests.chaos.jobs import BATCH, STEPS, make_jobs
-from tests.chaos.storm import Storm
 from tests.service.documents import tiny
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm

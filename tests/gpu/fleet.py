@@ -18,7 +18,7 @@ from service.contract import Arm, Comparison, Device, Dtype, Mode, Workload
 from service.settings import Settings
 from service.store import ArmRow, AttemptRepository, ComparisonRow, Database, LogRepository, migrate
 from tests.namespaces import missing
-from tests.worker.fleet.house import FleetHouse, fleet_house
+from tests.worker.fleet.cluster import FleetHouse, fleet_house
 
 WORKER = "--worker"
 

@@ -10,7 +10,7 @@ from service.app import create_app
 from tests.namespaces import missing
 from tests.servers import Postgres
 from tests.worker.checkout.repository import Repository
-from tests.worker.fleet.house import FleetHouse, fleet_house, fleet_settings
+from tests.worker.fleet.cluster import FleetHouse, fleet_house, fleet_settings
 from tests.worker.opacus_sources import commit_changed_opacus
 
 

@@ -15,7 +15,7 @@ from service.contract import Verdict
 from service.store import AttemptState, ComparisonRepository, LogRepository, now
 from tests.namespaces import NIC, Namespace
 from tests.waiting import until
-from tests.worker.fleet.house import FleetHouse, over_hosts, over_hosts_first
+from tests.worker.fleet.cluster import FleetHouse, over_hosts, over_hosts_first
 
 pytestmark = pytest.mark.skipif("FLEET_TESTS" not in os.environ, reason="takes minutes: make fleet-test")
 

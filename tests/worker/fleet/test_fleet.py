@@ -8,7 +8,7 @@ from service.contract import Verdict
 from service.store import AttemptState
 from tests.processes import alive
 from tests.waiting import until
-from tests.worker.fleet.house import FleetHouse, over_hosts_first
+from tests.worker.fleet.cluster import FleetHouse, over_hosts_first
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from service.store import AttemptState, ComparisonRepository, ComparisonRow, now
 from tests.namespaces import NIC, SERVERS_NIC
 from tests.processes import alive
 from tests.waiting import until
-from tests.worker.fleet.house import FleetHouse, over_hosts_first
+from tests.worker.fleet.cluster import FleetHouse, over_hosts_first
 
 pytestmark = pytest.mark.skipif("FLEET_TESTS" not in os.environ, reason="takes minutes: make fleet-test")
 

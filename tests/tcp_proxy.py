@@ -6,7 +6,7 @@ from asyncio import StreamReader, StreamWriter
 
 
 def main() -> None:
-    """`python -m tests.relay ADDRESS PORT SOCKET`. Says `listening` once it does."""
+    """`python -m tests.tcp_proxy ADDRESS PORT SOCKET`. Says `listening` once it does."""
     address, port, socket = sys.argv[1:]
     asyncio.run(_serve(address, int(port), socket))
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from service.store import ComparisonRow
 from tests.chaos.client import post
-from tests.chaos.house import WORKERS, House
+from tests.chaos.cluster import WORKERS, House
 from tests.chaos.jobs import Job
 
 PHASES = ("claimed", "checkout", "reference", "candidate", "2 arms side by side", "judging", "recording")

@@ -159,7 +159,7 @@ def within_reach(url: str, places: list[Namespace], folder: Path) -> Iterator[st
     socket = f"{address.query['host']}/.s.PGSQL.{address.port or port}"
     command = [SERVERS, str(port), socket]
     output, enter = folder / "relay.log", entering(places[0].switch)
-    with running(command, Settings(), output, module="tests.relay", enter=enter) as relay:
+    with running(command, Settings(), output, module="tests.tcp_proxy", enter=enter) as relay:
         relay.says("listening")
         yield address.set(host=SERVERS, port=port, query={}).render_as_string(hide_password=False)
 
