@@ -63,14 +63,14 @@ gpu-bench: $(VENV)/.installed-dev  ## Tables of kernels and of whole steps besid
 	$(BIN)/python -m tests.benchmarks.steps $(ARGS)
 
 # The base install is the service alone; a worker adds torch, Opacus and Triton; dev adds what tests need.
-$(VENV)/.installed-worker: pyproject.toml constraints.txt
+$(VENV)/.installed-worker: pyproject.toml flash_clipping/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[worker]'
+	$(INSTALL) --editable ./flash_clipping --editable '.[worker]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed-dev: pyproject.toml flash_clipping/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[worker,dev]'
+	$(INSTALL) --editable ./flash_clipping --editable '.[worker,dev]'
 	touch $@
 
 clean:

@@ -1,6 +1,7 @@
 """What tells one Opacus from another: shared by the checkout and by the arm, which says what it imported."""
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 # Of 64: enough that no two sources look alike by accident.
@@ -14,6 +15,18 @@ def hash_package(package: Path) -> str:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         total.update(f"{path.relative_to(package).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def package_folder(name: str) -> Path:
+    """The folder of the installed package `name`. It is looked up and not imported: an import of Opacus takes seconds.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"the package {name} is not installed")
+    return Path(found.origin).parent
 
 
 def describe_source(opacus: str, digest: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from tests.flash_clipping.distributed_arm import CASES, deal, noise_of, train
 from tests.flash_clipping.model import make_data, make_model, oracle, relative
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def torchrun(world: int, output: Path) -> tuple[dict, dict]:

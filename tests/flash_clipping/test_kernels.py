@@ -17,5 +17,5 @@ def test_kernels_interpreted():
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     environment = kept | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
-    done = subprocess.run(command, env=environment, cwd=tests.parents[3], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, cwd=tests.parents[2], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

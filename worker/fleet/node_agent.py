@@ -1,6 +1,5 @@
 """Runs this host's part of an arm whose head is another host: what to run stands in the row that the bell names."""
 
-import importlib.util
 import logging
 import threading
 import time
@@ -19,7 +18,7 @@ from worker.launch.rendezvous import Meeting
 from worker.runner.follow import POLL_SECONDS, described_errors
 from worker.runner.prepare import make_checkout
 from worker.runner.workdir import attempt_folder
-from worker.source import hash_package
+from worker.source import hash_package, package_folder
 
 log = logging.getLogger(__name__)
 
@@ -156,12 +155,7 @@ class AgentLease:
 
 def digest_of(source: Path | None) -> str:
     """The hash of the Opacus in a source's folder, or of the installed one."""
-    if source is not None:
-        return hash_package(source / "opacus")
-    installed = importlib.util.find_spec("opacus")
-    assert installed is not None
-    assert installed.origin is not None
-    return hash_package(Path(installed.origin).parent)
+    return hash_package(package_folder("opacus") if source is None else source / "opacus")
 
 
 def _failed(kind: ErrorKind, message: str) -> AgentEnd:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import service.contract
 import worker
 from service.contract import Arm, Device
-from worker.source import hash_package
+from worker.source import hash_package, package_folder
 
 Place = dict[str, Any]
 
@@ -57,7 +57,7 @@ def describe_place(device: Device, environment: Mapping[str, str], program: Sequ
 def code_digest() -> str:
     """A hash of our own code that runs in an arm or starts it."""
     ours, contract = Path(worker.__file__).parent, Path(service.contract.__file__).parent
-    parts = [hash_package(folder) for folder in (ours / "training", ours / "flash", ours / "launch", contract)]
+    parts = [hash_package(folder) for folder in (ours / "training", package_folder("flash_clipping"), ours / "launch", contract)]
     parts.append(hashlib.sha256((ours / "source.py").read_bytes()).hexdigest())
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 

@@ -9,15 +9,13 @@ import gzip
 import hashlib
 import json
 import logging
-from importlib.util import find_spec
-from pathlib import Path
 
 from service.artifacts import ARMS, ArtifactFolder
 from service.contract import ArmRecord, ArmSpec
 from service.contract.base import Document
 from worker.checkout import Source
 from worker.launch.provenance import HasPlace
-from worker.source import describe_source, hash_package
+from worker.source import describe_source, hash_package, package_folder
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ class KeptArms:
         if kept.key != key or kept.record.start is None or kept.record.end is None:
             return None
         digest = source.digest if source is not None else None
-        shown = describe_source(spec.arm.opacus, digest or hash_package(_installed()))
+        shown = describe_source(spec.arm.opacus, digest or hash_package(package_folder("opacus")))
         start = kept.record.start.model_copy(update={"source": shown})
         return kept.model_copy(update={"record": kept.record.model_copy(update={"start": start})})
 
@@ -83,7 +81,7 @@ def _content(source: Source | None) -> str | None:
     the source beside it. The installed Opacus is trusted, and has bytecode that Python left there.
     """
     folder = source.folder if source is not None else None
-    package = _installed() if folder is None else folder / "opacus"
+    package = package_folder("opacus") if folder is None else folder / "opacus"
     total = hashlib.sha256()
     for path in sorted(package.rglob("*"), key=lambda path: path.relative_to(package).as_posix()):
         name = path.relative_to(package)
@@ -93,11 +91,3 @@ def _content(source: Source | None) -> str | None:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             total.update(f"{name.as_posix()}\0{content}\n".encode())
     return total.hexdigest()
-
-
-def _installed() -> Path:
-    # Looked up, not imported: that takes seconds.
-    found = find_spec("opacus")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent

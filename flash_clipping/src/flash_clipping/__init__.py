@@ -11,6 +11,8 @@ from flash_clipping.module import GradSampleModuleFlash, GradSampleModuleFlashFS
 from flash_clipping.optimizer import FSDPOptimizerFlash
 from flash_clipping.samplers import FLASH_NORM_SAMPLERS, register_flash_norm_sampler
 
+__version__ = "0.1.0"
+
 __all__ = [
     "FLASH_NORM_SAMPLERS",
     "Backend",
@@ -20,6 +22,7 @@ __all__ = [
     "GradSampleModuleFlashFSDP",
     "PerSample",
     "PrivacyEngine",
+    "__version__",
     "get_backend",
     "register_flash_norm_sampler",
 ]

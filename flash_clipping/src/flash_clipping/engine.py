@@ -22,9 +22,9 @@ from flash_clipping.noise import CounterNoise, common_generator
 from flash_clipping.optimizer import DistributedDPOptimizerFlash, DPOptimizerFlash, FSDPOptimizerFlash
 
 # Opacus is given these names, so that one with flash modes of its own does not take ours for them.
-INNER_NAMES = {"flash": "clipwatch", "flash_fsdp": "clipwatch_sharded"}
+INNER_NAMES = {"flash": "flash_clipping", "flash_fsdp": "flash_clipping_sharded"}
 NOISE = ("opacus", "counter")
-WRAPPERS = {"clipwatch": GradSampleModuleFlash, "clipwatch_sharded": GradSampleModuleFlashFSDP}
+WRAPPERS = {"flash_clipping": GradSampleModuleFlash, "flash_clipping_sharded": GradSampleModuleFlashFSDP}
 
 
 class PrivacyEngine(opacus.PrivacyEngine):

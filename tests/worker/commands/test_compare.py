@@ -35,7 +35,7 @@ def clipwatch(*words, folder, **environment):
     return subprocess.run(
         [sys.executable, "-m", "service.cli", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_everything(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "compare", *words],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         stderr=subprocess.PIPE,
         text=True,
     )

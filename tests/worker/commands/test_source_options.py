@@ -62,7 +62,7 @@ def test_nothing_is_a_usage_error():
 
 
 def clipwatch(*words, folder):
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     return subprocess.run(
         [sys.executable, "-m", "service.cli", *words, *TINY.split()],
         cwd=folder,

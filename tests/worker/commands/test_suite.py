@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from worker.commands.suite import suite
 
 SUITE = Path(__file__).with_name("suite.toml")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WIDE = {"COLUMNS": "200"}
 
 

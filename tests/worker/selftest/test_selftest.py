@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from worker.commands.selftest import selftest as command
 
 ROOT = Path(__file__).parents[3]
-SUITE = ROOT / "tests" / "worker" / "suite.toml"
+SUITE = ROOT / "tests" / "worker" / "commands" / "suite.toml"
 
 
 def python(program, *words, folder):

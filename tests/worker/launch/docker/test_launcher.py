@@ -48,7 +48,7 @@ def test_a_worker_that_cannot_reach_its_engine_ends_with_these_words(tmp_path):
 
 def test_an_owner_lives_as_long_as_its_process(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    top = Path(__file__).parents[3]
+    top = Path(__file__).parents[4]
     with subprocess.Popen(command, cwd=top, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         name = holder.stdout.readline().strip()
         mine = Owner(tmp_path)

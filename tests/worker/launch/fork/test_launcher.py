@@ -109,7 +109,7 @@ input()
 
 def test_everything_dies_with_the_starter(tmp_path):
     (tmp_path / "given.json").write_text(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)).model_dump_json())
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     command = [sys.executable, "-c", STARTER, str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as starter:
         until(lambda: started(tmp_path), DEADLINE)
