@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 from service.commands.lifeline import hold_lifeline
 
 NAMES = ("up", "api", "beat", "migrate", "submit", "watch", "token", "doctor", "hosts", "prune", "backup")
@@ -47,7 +47,7 @@ def _loaded(entry: EntryPoint) -> click.Command:
 
 def _missing(name: str, message: str) -> click.Command:
     def fail(**_: Any) -> None:
-        raise Fault(message)
+        raise CommandError(message)
 
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}
     return click.Command(
@@ -72,7 +72,7 @@ def main() -> None:
         cli()
     except Exception:
         traceback.print_exc()
-        sys.exit(Fault.exit_code)
+        sys.exit(CommandError.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a process of the service has open: settings, database, bell and artifacts."""
+"""What a process of the service has open: settings, database, notifier and artifacts."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -6,8 +6,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.artifacts import ArtifactFolder
-from service.auth import Gatekeeper, Limiter
-from service.queue import Bell, Ringer
+from service.auth import Authenticator, Limiter
+from service.queue import NotificationBatcher, Notifier
 from service.settings import Settings
 from service.store import Database
 
@@ -18,29 +18,29 @@ class Context:
 
     settings: Settings
     database: Database
-    bell: Bell
-    ringer: Ringer
+    notifier: Notifier
+    ringer: NotificationBatcher
     artifacts: ArtifactFolder
-    gatekeeper: Gatekeeper
+    authenticator: Authenticator
     limiter: Limiter
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
         """Opens what the settings name. Nothing is connected to before it is used."""
-        database, bell = Database(settings.database), Bell(settings)
+        database, notifier = Database(settings.database), Notifier(settings)
         return cls(
             settings,
             database,
-            bell,
-            Ringer(bell),
+            notifier,
+            NotificationBatcher(notifier),
             ArtifactFolder(settings),
-            Gatekeeper(database, settings),
+            Authenticator(database, settings),
             Limiter(settings),
         )
 
     def close(self) -> None:
         self.ringer.close()
-        self.bell.close()
+        self.notifier.close()
         self.database.close()
 
 

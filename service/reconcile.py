@@ -1,12 +1,13 @@
-"""The keeper: plans what was heard, settles what has ended, tells who is to know. It runs in the `beat` process."""
+"""The reconciler: plans what was heard, settles what has ended, tells who is to know. It runs in the `beat` process."""
 
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.checks.planner import Planner
-from service.queue import Bell, settle
+from service.checks.lifecycle import settle
+from service.checks.planner import CheckPlanner
+from service.queue import Notifier
 from service.reports.sender import Reporter
 from service.settings import Settings
 from service.store import Database
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReconcileResult:
     """What one round did: deliveries handled, checks that moved on, reports sent."""
 
     handled: int
@@ -23,17 +24,17 @@ class Kept:
     sent: int
 
 
-class Keeper:
+class Reconciler:
     """Looks after checks. Several at once are harmless: the database says who does what."""
 
-    def __init__(self, database: Database, bell: Bell, settings: Settings) -> None:
-        self._planner = Planner(database, bell, settings)
+    def __init__(self, database: Database, notifier: Notifier, settings: Settings) -> None:
+        self._planner = CheckPlanner(database, notifier, settings)
         self._reporter = Reporter(database, settings)
         self._database, self._settings = database, settings
 
-    def round(self) -> Kept:
+    def round(self) -> ReconcileResult:
         """Plans, settles and reports, in this order, so that a report says what is so. Each even if another fails."""
-        return Kept(
+        return ReconcileResult(
             _guarded(self._planner.handle_all),
             _guarded(lambda: settle(self._database, self._settings)),
             _guarded(self._reporter.send_due),

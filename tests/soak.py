@@ -23,7 +23,7 @@ import click
 
 from service.contract import Arm, Comparison, Device, Mode, ModelSpec, Workload
 from worker.commands.suite import share_cores
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.suite import Result, run_member
 
 MAX_WORLD_SIZE = 4
@@ -205,7 +205,7 @@ def main(
     share_cores(jobs)
     lines = [json.loads(text) for text in state.read_text().splitlines()] if state and state.exists() else []
     soak = Soak(runs, minutes, state, lines)
-    with tempfile.TemporaryDirectory(prefix="clipwatch-soak-") as folder, ForkedLauncher() as launcher:
+    with tempfile.TemporaryDirectory(prefix="clipwatch-soak-") as folder, ForkLauncher() as launcher:
         chosen = Device(device)
         largest = ranks or (_gpus() if chosen is Device.CUDA else MAX_WORLD_SIZE)
         soak.run(comparisons(seed_start, chosen, largest), Path(folder), launcher, jobs)
@@ -225,7 +225,7 @@ class Soak:
         self._end = time.monotonic() + 60 * minutes if minutes else float("inf")
         self._lock, self._stop = threading.Lock(), threading.Event()
 
-    def run(self, drawn: Iterator[tuple[int, Comparison]], folder: Path, launcher: ForkedLauncher, jobs: int) -> None:
+    def run(self, drawn: Iterator[tuple[int, Comparison]], folder: Path, launcher: ForkLauncher, jobs: int) -> None:
         known = {line["seed"] for line in self.lines}
 
         def work() -> None:

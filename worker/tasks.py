@@ -1,20 +1,20 @@
-"""The Celery tasks: a bell that rings is a conductor that looks, or in a fleet a host that looks for its part."""
+"""The Celery tasks: a notifier that rings is a conductor that looks, or in a fleet a host that looks for its part."""
 
 from typing import Any
 
 from celery import signals
 
 from service.artifacts import ArtifactFolder
-from service.commands.errors import Fault
-from service.queue import LOOK, LOOK_AGENT, QUEUE, Bell, make_celery
+from service.commands.errors import CommandError
+from service.queue import LOOK, LOOK_AGENT, QUEUE, Notifier, make_celery
 from service.settings import get_settings
 from service.store import Database
 from service.telemetry import configure_logging, start_tracing
 from worker.conductor.conduct import Conductor
-from worker.fleet.join import Member, membership
+from worker.fleet.join import FleetMember, membership
 from worker.fleet.membership import HostError
 from worker.launch import Launcher, LaunchError
-from worker.runner.launcher_factory import local_launcher, make_launcher, make_places
+from worker.runner.launcher_factory import local_launcher, make_device_pool, make_launcher
 
 
 def main(launcher: Launcher | None = None) -> None:
@@ -25,20 +25,20 @@ def main(launcher: Launcher | None = None) -> None:
         with membership(database, settings, local_launcher(settings)) as member:
             _serve(database, launcher or make_launcher(settings), member)
     except (HostError, LaunchError) as fault:
-        raise Fault(str(fault)) from fault
+        raise CommandError(str(fault)) from fault
 
 
-def _serve(database: Database, launcher: Launcher, member: Member | None) -> None:
+def _serve(database: Database, launcher: Launcher, member: FleetMember | None) -> None:
     settings = get_settings()
-    app, bell = make_celery(settings), Bell(settings)
+    app, notifier = make_celery(settings), Notifier(settings)
     fleet = member.fleet if member else None
-    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, make_places(settings), fleet)
+    conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, make_device_pool(settings), fleet)
 
     @app.task(name=LOOK)
     def look(public_id: str, *others: str) -> None:
-        """Look for work, this comparison first, once each of the others has a bell of its own."""
+        """Look for work, this comparison first, once each of the others has a notifier of its own."""
         for other in others:
-            bell.ring(other)
+            notifier.notify(other)
         conductor.look(public_id)
 
     @app.task(name=LOOK_AGENT)

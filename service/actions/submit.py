@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy.exc import IntegrityError
 
 from service.contract import Comparison
-from service.queue.notifier import Bell, Ringer
+from service.queue.notifier import NotificationBatcher, Notifier
 from service.settings import Settings
 from service.store import ComparisonRepository, ComparisonRow, Database
 
@@ -26,7 +26,7 @@ class Submitted:
 
 def submit(
     database: Database,
-    bell: Bell | Ringer,
+    notifier: Notifier | NotificationBatcher,
     settings: Settings,
     comparison: Comparison,
     *,
@@ -63,5 +63,5 @@ def submit(
         # Another request with this key committed between our look and our insert: now it is there to be found.
         submitted = once()
     if submitted.created:
-        bell.ring(submitted.row.public_id)
+        notifier.notify(submitted.row.public_id)
     return submitted

@@ -70,7 +70,7 @@ def unknown(detail: str) -> Refused:
 def by_token(context: Context, address: str, text: str) -> Caller | None:
     """Whose token this is. One that opens nothing counts as a guess; who guesses too often waits."""
     context.limiter.may_guess(address)
-    caller = context.gatekeeper.by_token(text)
+    caller = context.authenticator.by_token(text)
     if caller is None:
         context.limiter.guess(address)
     return caller
@@ -88,7 +88,7 @@ def refuse_other_sites(request: Request) -> None:
 
 
 def _caller(request: Request, context: Context, credentials: HTTPAuthorizationCredentials | None) -> Caller:
-    gatekeeper = context.gatekeeper
+    authenticator = context.authenticator
     if context.settings.auth_required and credentials is not None:
         caller = by_token(context, address_of(request), credentials.credentials)
         if caller is None:
@@ -97,6 +97,6 @@ def _caller(request: Request, context: Context, credentials: HTTPAuthorizationCr
     if request.method not in SAFE:
         # A browser sends cookies along whoever made it send: they are no proof here, as there is no form's token.
         refuse_other_sites(request)
-        return gatekeeper.stranger
+        return authenticator.stranger
     cookie = request.cookies.get(COOKIE) if context.settings.auth_required else None
-    return (cookie and gatekeeper.by_session(cookie)) or gatekeeper.stranger
+    return (cookie and authenticator.by_session(cookie)) or authenticator.stranger

@@ -6,7 +6,7 @@ from jinja2 import Environment
 from service.api.access import READS
 from service.api.problems import documented
 from service.context import HasContext
-from service.store import CheckRepository, Line, Status
+from service.store import BranchSuite, CheckRepository, Status
 
 router = APIRouter(tags=["badges"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 
@@ -35,7 +35,7 @@ aria-label="{{ label }}: {{ message }}">
 def badge(owner: str, name: str, branch: str, suite: str, context: HasContext) -> Response:
     """The verdict of the newest finished check, cancelled ones left out; the branch may have slashes in it."""
     with context.database.read() as session:
-        rows = CheckRepository(session).page(Line(f"{owner}/{name}", branch, suite), limit=LOOK_BACK)
+        rows = CheckRepository(session).page(BranchSuite(f"{owner}/{name}", branch, suite), limit=LOOK_BACK)
     decided = [row.verdict for row in rows if row.status == Status.FINISHED and row.verdict != "cancelled"]
     message = decided[0] if decided else ("running" if rows else UNKNOWN)
     label = f"clipwatch {suite}"

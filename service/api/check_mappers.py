@@ -6,12 +6,12 @@ from service.api.check_schemas import (
     CheckDetail,
     CheckHistory,
     CheckSummary,
-    EntryAnswer,
     EntryHealth,
-    ReportAnswer,
+    EntryResponse,
+    ReportResponse,
 )
 from service.contract import Run, Transition, Verdict, health
-from service.store import CheckRow, Line, ReportRow, Status
+from service.store import BranchSuite, CheckRow, ReportRow, Status
 
 
 def check_summary(row: CheckRow) -> CheckSummary:
@@ -20,7 +20,7 @@ def check_summary(row: CheckRow) -> CheckSummary:
 
 def check_detail(row: CheckRow, reports: Sequence[ReportRow]) -> CheckDetail:
     told = [
-        ReportAnswer(
+        ReportResponse(
             kind=report.kind,
             attempts=report.attempts,
             error=report.error,
@@ -32,7 +32,7 @@ def check_detail(row: CheckRow, reports: Sequence[ReportRow]) -> CheckDetail:
     return CheckDetail(**_common(row), reports=told)
 
 
-def history_of(line: Line, rows: Sequence[CheckRow], following: str | None) -> CheckHistory:
+def history_of(line: BranchSuite, rows: Sequence[CheckRow], following: str | None) -> CheckHistory:
     """From checks newest first with their comparisons."""
     return CheckHistory(
         repository=line.repository,
@@ -87,7 +87,7 @@ def _common(row: CheckRow) -> dict[str, object]:
         "created_at": row.created_at,
         "finished_at": row.finished_at,
         "entries": [
-            EntryAnswer(
+            EntryResponse(
                 name=entry.name,
                 comparison=entry.comparison.public_id,
                 status=Status(entry.comparison.status),

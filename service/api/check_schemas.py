@@ -4,20 +4,20 @@ from datetime import datetime
 
 from pydantic import Field
 
-from service.api.schemas import Answer
+from service.api.schemas import ResponseModel
 from service.contract import Target, Transition, Verdict
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.store import Status
 
 
-class CheckRequest(Document):
+class CheckRequest(StrictModel):
     """A suite to be run on a commit."""
 
     target: Target
     suite: str = Field("smoke", max_length=100, description="A built-in suite, or one that the rules name")
 
 
-class EntryAnswer(Answer):
+class EntryResponse(ResponseModel):
     """One entry of the suite on this commit."""
 
     name: str
@@ -28,7 +28,7 @@ class EntryAnswer(Answer):
     transition: Transition | None = Field(description="Against the check before; absent where nothing changed")
 
 
-class ReportAnswer(Answer):
+class ReportResponse(ResponseModel):
     """What is told about the check, and whether it was heard."""
 
     kind: str
@@ -38,7 +38,7 @@ class ReportAnswer(Answer):
     sent_at: datetime | None
 
 
-class CheckSummary(Answer):
+class CheckSummary(ResponseModel):
     """A check in a list."""
 
     id: str
@@ -53,16 +53,16 @@ class CheckSummary(Answer):
     reason: str | None = Field(description="Why it was cancelled")
     created_at: datetime
     finished_at: datetime | None
-    entries: list[EntryAnswer]
+    entries: list[EntryResponse]
 
 
 class CheckDetail(CheckSummary):
     """Everything about a check."""
 
-    reports: list[ReportAnswer]
+    reports: list[ReportResponse]
 
 
-class EntryHealth(Answer):
+class EntryHealth(ResponseModel):
     """How an entry has been doing over the checks that are shown, oldest to newest."""
 
     name: str
@@ -75,7 +75,7 @@ class EntryHealth(Answer):
     red_since: datetime | None = Field(description="End of the first failing run since it last passed")
 
 
-class CheckHistory(Answer):
+class CheckHistory(ResponseModel):
     """A suite on a branch: checks newest first, and each entry's health."""
 
     repository: str

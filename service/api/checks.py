@@ -12,11 +12,11 @@ from service.api.check_schemas import CheckDetail, CheckHistory, CheckRequest
 from service.api.comparisons import Cursor, Limit, cursor_position
 from service.api.mappers import PREFIX, to_cursor
 from service.api.problems import Refused, documented, refused_field
+from service.checks.lifecycle import notify_workers, queue_checks
 from service.checks.rules_file import RulesError, read_rules, read_suite
 from service.context import Context, HasContext
 from service.contract.check import REPOSITORY
-from service.queue import queue_checks, ring_for
-from service.store import CheckRepository, CheckRow, Database, Line, ReportRepository, Status, now
+from service.store import BranchSuite, CheckRepository, CheckRow, Database, ReportRepository, Status, now
 from service.suites import SuiteError
 
 router = APIRouter(tags=["checks"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
@@ -61,7 +61,7 @@ def create(request: CheckRequest, context: HasContext, response: Response) -> Ch
         raise refused_field("target.repository", f"only {rules.repository} is configured here")
     with context.database.write() as session:
         rows = queue_checks(session, context.settings, request.target, [suite])
-    ring_for(context.bell, rows)
+    notify_workers(context.notifier, rows)
     response.headers["Location"] = f"{PREFIX}/checks/{rows[0].public_id}"
     return _detail(context, rows[0].public_id)
 
@@ -100,15 +100,15 @@ def check_history(
     format: Annotated[Literal["json", "csv"], Query(description="csv: a row an entry, oldest check first")] = "json",
 ) -> CheckHistory | Response:
     """Checks of a suite on a branch, newest first, and how each entry has been doing."""
-    rows, following = page_of(context.database, Line(repository, branch, suite, pull), limit, cursor)
-    history = history_of(Line(repository, branch, suite, pull), rows, following)
+    rows, following = page_of(context.database, BranchSuite(repository, branch, suite, pull), limit, cursor)
+    history = history_of(BranchSuite(repository, branch, suite, pull), rows, following)
     if format == "json":
         return history
     headers = {"Content-Disposition": 'attachment; filename="history.csv"', "X-Content-Type-Options": "nosniff"}
     return Response(as_csv(history), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def page_of(database: Database, line: Line, limit: int, cursor: str | None) -> tuple[list[CheckRow], str | None]:
+def page_of(database: Database, line: BranchSuite, limit: int, cursor: str | None) -> tuple[list[CheckRow], str | None]:
     """At most `limit` checks of a line, newest first, and the cursor of the next page."""
     with database.read() as session:
         rows = CheckRepository(session).page(line, limit=limit + 1, before=cursor_position(cursor))

@@ -4,14 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from service.actions import submit
+from service.actions.submit import IdempotencyConflict, Submitted, submit
 from service.api.access import READS, SUBMITS
 from service.api.mappers import answered, detail, from_cursor, location, summary, to_cursor
 from service.api.problems import Refused, documented, not_found, refused_field
 from service.api.schemas import ComparisonDetail, ComparisonPage, ComparisonSummary
 from service.context import Context, HasContext
 from service.contract import Comparison, Mode, Verdict
-from service.queue import IdempotencyConflict, Submitted
 from service.store import ComparisonFilter, ComparisonRepository, ComparisonRow, Status, now
 
 router = APIRouter(tags=["comparisons"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])

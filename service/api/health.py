@@ -34,7 +34,7 @@ def readyz(context: HasContext, response: Response) -> Health:
         if not is_current(context.database):
             raise RuntimeError("not at the newest revision: run `clipwatch migrate`")
 
-    parts = {"database": database, "migrations": migrations, "broker": context.bell.check}
+    parts = {"database": database, "migrations": migrations, "broker": context.notifier.check}
     checks = {name: _outcome(check) for name, check in parts.items()}
     ready = all(outcome == "ok" for outcome in checks.values())
     response.status_code = 200 if ready else 503

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from fastapi import Response
 
 from service.api.schemas import (
-    Answer,
-    ArmAnswer,
+    ArmResponse,
     AttemptAnswer,
     ComparisonDetail,
     ComparisonSummary,
@@ -16,6 +15,7 @@ from service.api.schemas import (
     Links,
     LogChunk,
     Plot,
+    ResponseModel,
 )
 from service.contract import Finding, Gate, Subject, Verdict
 from service.store import AttemptRow, AttemptState, ComparisonRow, Finished, LogChunkRow, Status
@@ -23,7 +23,7 @@ from service.store import AttemptRow, AttemptState, ComparisonRow, Finished, Log
 PREFIX = "/api/v1"
 
 
-def answered(document: Answer, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def answered(document: ResponseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """The document as it is sent. One that is returned as it is, FastAPI validates again, in a thread of its own."""
     return Response(document.model_dump_json(), status, headers, "application/json")
 
@@ -123,7 +123,7 @@ def _attempt(attempt: AttemptRow) -> AttemptAnswer:
         verdict=Verdict(attempt.verdict) if attempt.verdict else None,
         error=attempt.error,
         arms=[
-            ArmAnswer(
+            ArmResponse(
                 role=arm.role,
                 step=arm.step,
                 num_steps=arm.num_steps,

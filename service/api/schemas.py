@@ -9,18 +9,18 @@ from service.contract import Finding, Gate, Verdict
 from service.store import AttemptState, Status
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
-class FieldError(Answer):
+class FieldError(ResponseModel):
     """What is wrong with one field of a request."""
 
     field: str = Field(description="Dotted path in the body, or the name of the parameter or header")
     message: str
 
 
-class Problem(Answer):
+class Problem(ResponseModel):
     """Every error of this API has this shape (that of RFC 9457)."""
 
     title: str = Field(description="The HTTP status in words")
@@ -29,7 +29,7 @@ class Problem(Answer):
     errors: list[FieldError] = Field(default_factory=list, description="For 422: each field that was refused")
 
 
-class Links(Answer):
+class Links(ResponseModel):
     """Where to go from a comparison."""
 
     self: str
@@ -40,7 +40,7 @@ class Links(Answer):
     history: str
 
 
-class ComparisonSummary(Answer):
+class ComparisonSummary(ResponseModel):
     """A comparison in a list."""
 
     id: str
@@ -59,7 +59,7 @@ class ComparisonSummary(Answer):
     links: Links
 
 
-class ArmAnswer(Answer):
+class ArmResponse(ResponseModel):
     """One arm of an attempt; `start`, `end` and `error` are its record's ArmStart, ArmEnd and ArmError."""
 
     role: str
@@ -74,7 +74,7 @@ class ArmAnswer(Answer):
     )
 
 
-class AttemptAnswer(Answer):
+class AttemptAnswer(ResponseModel):
     """One try by a worker."""
 
     number: int
@@ -86,10 +86,10 @@ class AttemptAnswer(Answer):
     finished_at: datetime | None
     verdict: Verdict | None
     error: str | None
-    arms: list[ArmAnswer]
+    arms: list[ArmResponse]
 
 
-class Plot(Answer):
+class Plot(ResponseModel):
     """A picture of both arms."""
 
     name: str
@@ -108,14 +108,14 @@ class ComparisonDetail(ComparisonSummary):
     attempts: list[AttemptAnswer]
 
 
-class ComparisonPage(Answer):
+class ComparisonPage(ResponseModel):
     """A page of a list, newest first."""
 
     items: list[ComparisonSummary]
     next: str | None = Field(description="Pass as `cursor` for the next page; absent on the last one")
 
 
-class HistoryItem(Answer):
+class HistoryItem(ResponseModel):
     """One finished comparison of a definition."""
 
     id: str
@@ -128,7 +128,7 @@ class HistoryItem(Answer):
     versions: dict[str, dict[str, str]] = Field(description="What each arm ran on, by role")
 
 
-class HistoryPage(Answer):
+class HistoryPage(ResponseModel):
     """Pass and fail over time, newest first."""
 
     definition: str
@@ -139,14 +139,14 @@ class HistoryPage(Answer):
 Value = float | int | str | None
 
 
-class ArmSeries(Answer):
+class ArmSeries(ResponseModel):
     """One list over the steps per metric, and on request the norm of every sample's gradient, step by step."""
 
     metrics: dict[str, list[Value]]
     grad_norms: list[list[Value] | None] | None = None
 
 
-class Series(Answer):
+class Series(ResponseModel):
     """The series of an attempt's arms, by role. Empty before the attempt is finished."""
 
     id: str
@@ -154,7 +154,7 @@ class Series(Answer):
     arms: dict[str, ArmSeries]
 
 
-class LogChunk(Answer):
+class LogChunk(ResponseModel):
     """A piece of the log. Where positions do not follow on, text was dropped to keep the log bounded."""
 
     sequence: int
@@ -164,7 +164,7 @@ class LogChunk(Answer):
     text: str
 
 
-class LogPage(Answer):
+class LogPage(ResponseModel):
     """Pieces of the log after the one asked for. Follow it by passing `next` as `after` until `finished`."""
 
     chunks: list[LogChunk]
@@ -172,14 +172,14 @@ class LogPage(Answer):
     finished: bool = Field(description="Whether the comparison is finished and this is the end of its log")
 
 
-class Health(Answer):
+class Health(ResponseModel):
     """Whether the process, or what it needs, is well."""
 
     status: str
     checks: dict[str, str] = Field(default_factory=dict)
 
 
-class TokenAnswer(Answer):
+class TokenResponse(ResponseModel):
     """A token without its secret."""
 
     id: str
@@ -191,7 +191,7 @@ class TokenAnswer(Answer):
     last_used_at: datetime | None = Field(description="To the minute")
 
 
-class TokenMade(TokenAnswer):
+class CreatedToken(TokenResponse):
     """A token with its secret, which is shown this once."""
 
     token: str

@@ -3,15 +3,15 @@
 Nothing here speaks HTTP: `service.api.access` and `service.web.visitor` turn what is found here into answers.
 """
 
-from service.auth.caller import ANYBODY, NOBODY, Caller, Gatekeeper
+from service.auth.caller import NO_ACCESS, UNRESTRICTED, Authenticator, Caller
 from service.auth.limiter import Limiter, TooMany
 from service.auth.token import MalformedToken, NewToken, Scope, csrf_of, hash_secret, new_secret, new_token, parse_token
 
 __all__ = [
-    "ANYBODY",
-    "NOBODY",
+    "NO_ACCESS",
+    "UNRESTRICTED",
+    "Authenticator",
     "Caller",
-    "Gatekeeper",
     "Limiter",
     "MalformedToken",
     "NewToken",

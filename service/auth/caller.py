@@ -24,11 +24,11 @@ class Caller:
         return self.scope is not None and self.scope.covers(scope)
 
 
-ANYBODY = Caller(Scope.ADMIN)
-NOBODY = Caller(None)
+UNRESTRICTED = Caller(Scope.ADMIN)
+NO_ACCESS = Caller(None)
 
 
-class Gatekeeper:
+class Authenticator:
     """Recognises tokens and sessions."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -38,8 +38,8 @@ class Gatekeeper:
     def stranger(self) -> Caller:
         """What somebody who shows nothing is."""
         if not self._settings.auth_required:
-            return ANYBODY
-        return Caller(Scope.READ) if self._settings.public_read else NOBODY
+            return UNRESTRICTED
+        return Caller(Scope.READ) if self._settings.public_read else NO_ACCESS
 
     def by_token(self, text: str) -> Caller | None:
         """Whose token this is; nothing when it opens nothing (any more)."""

@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 
 from service.contract import NEWS, Suite, Target, Transition, Verdict, check_verdict, entries_of, last_decided
 from service.contract import transitions as transitions_between
-from service.queue.notifier import Bell
+from service.queue.notifier import Notifier
 from service.settings import Settings
-from service.store import CheckRepository, CheckRow, Database, Line, ReportKind, ReportRepository, Status, now
+from service.store import BranchSuite, CheckRepository, CheckRow, Database, ReportKind, ReportRepository, Status, now
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ LOOK_BACK = 20
 def queue_checks(
     session: Session, settings: Settings, target: Target, suites: Sequence[Suite], *, supersede: bool = False
 ) -> list[CheckRow]:
-    """Queues a check of each suite, in the caller's transaction. After its commit the caller calls `ring_for`.
+    """Queues a check of each suite, in the caller's transaction. After its commit the caller calls `notify_workers`.
 
     With `supersede`, older checks of the same branch or pull request that no worker has begun are cancelled.
     """
@@ -31,13 +31,13 @@ def queue_checks(
     for row in rows:
         if supersede:
             checks.supersede(row, moment)
-        want_reports(session, settings, row, moment)
+        enqueue_reports(session, settings, row, moment)
     return rows
 
 
-def ring_for(bell: Bell, rows: Sequence[CheckRow]) -> None:
+def notify_workers(notifier: Notifier, rows: Sequence[CheckRow]) -> None:
     """Wakes workers for the comparisons of checks that are committed. A broker that is away is tried once."""
-    all(bell.ring(entry.comparison.public_id) for row in rows for entry in row.entries)
+    all(notifier.notify(entry.comparison.public_id) for row in rows for entry in row.entries)
 
 
 def settle(database: Database, settings: Settings) -> int:
@@ -50,24 +50,24 @@ def settle(database: Database, settings: Settings) -> int:
     return sum(_settle_one(database, settings, row_id) for row_id in unfinished)
 
 
-def want_reports(session: Session, settings: Settings, row: CheckRow, moment: datetime) -> None:
+def enqueue_reports(session: Session, settings: Settings, row: CheckRow, moment: datetime) -> None:
     """GitHub is to hear of the check as it stands, if this service may speak to it."""
     if not settings.speaks_to_github:
         return
     reports = ReportRepository(session)
     reports.want(f"commit:{row.public_id}", ReportKind.COMMIT, moment, check_id=row.id)
     if row.pull is not None:
-        want_comment(session, settings, row.repository, row.pull, moment)
+        enqueue_comment(session, settings, row.repository, row.pull, moment)
 
 
-def want_comment(session: Session, settings: Settings, repository: str, pull: int, moment: datetime) -> None:
+def enqueue_comment(session: Session, settings: Settings, repository: str, pull: int, moment: datetime) -> None:
     """The sticky comment of a pull request is to say what is so now."""
     if settings.speaks_to_github:
         document = {"repository": repository, "pull": pull}
         ReportRepository(session).want(f"comment:{repository}#{pull}", ReportKind.COMMENT, moment, document=document)
 
 
-def known_verdicts(session: Session, line: Line, before: int) -> dict[str, Verdict] | None:
+def known_verdicts(session: Session, line: BranchSuite, before: int) -> dict[str, Verdict] | None:
     """Each entry's last decided verdict on a line, before the check of that row id; None without any check."""
     rows = CheckRepository(session).page(line, limit=LOOK_BACK, before=before)
     finished = [row for row in reversed(rows) if row.status == Status.FINISHED]
@@ -91,14 +91,14 @@ def _settle_one(database: Database, settings: Settings, row_id: int) -> bool:
             changed = checks.advance(row, Status.RUNNING if begun else Status.QUEUED, len(verdicts))
         else:
             # A pull request is held to the branch that it goes into, not to itself.
-            line = Line(row.repository, row.branch, row.suite)
+            line = BranchSuite(row.repository, row.branch, row.suite)
             before = known_verdicts(session, line, row.id)
             changes = transitions_between(before, verdicts)
             changed = checks.finish(row, check_verdict(verdicts.values()), changes, moment)
             if changed and row.pull is None:
                 _notify(session, settings, row, changes, moment)
         if changed:
-            want_reports(session, settings, row, moment)
+            enqueue_reports(session, settings, row, moment)
     return changed
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from service.checks.lifecycle import enqueue_comment, notify_workers, queue_checks
 from service.checks.rules_file import RulesError, read_rules, read_suite
 from service.contract import Pulls, Rule, Rules, Suite, Target
 from service.git import Changes, GitError
 from service.github.payloads import Approved, Heard, Proposed, Pushed, heard_in
-from service.queue import Bell, queue_checks, ring_for, want_comment
+from service.queue import Notifier
 from service.settings import Settings
 from service.store import CheckRow, Database, DeliveryRepository, DeliveryRow, DeliveryState, now, one_line
 from service.suites import SuiteError
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckPlan:
     """What a delivery leads to: checks of `run` at once, of `wait` when somebody approves, and why in words."""
 
     outcome: str
@@ -28,11 +29,11 @@ class Plan:
     wait: tuple[tuple[Suite, bool], ...] = ()
 
 
-class Planner:
+class CheckPlanner:
     """Handles deliveries in the order in which they came. Several at once are harmless: a row is handled once."""
 
-    def __init__(self, database: Database, bell: Bell, settings: Settings) -> None:
-        self._database, self._bell, self._settings = database, bell, settings
+    def __init__(self, database: Database, notifier: Notifier, settings: Settings) -> None:
+        self._database, self._notifier, self._settings = database, notifier, settings
         self._changes = Changes(settings.opacus_remote, settings.cache_folder)
         self._complained = ""
 
@@ -81,7 +82,7 @@ class Planner:
             if row.pull is not None:
                 deliveries.close_waiting(row.repository, row.pull, row.id, f"superseded by {row.sha}", moment)
                 if plan.run or plan.wait:
-                    want_comment(session, self._settings, row.repository, row.pull, moment)
+                    enqueue_comment(session, self._settings, row.repository, row.pull, moment)
             checks = self._queue(session, row, heard.title, plan.run)
         return self._handled(row, plan.outcome, checks)
 
@@ -118,7 +119,7 @@ class Planner:
 
     def _handled(self, row: DeliveryRow, outcome: str, checks: list[CheckRow]) -> bool:
         log.info("%s %s: %s; %d checks", row.kind, row.guid, outcome, len(checks))
-        ring_for(self._bell, checks)
+        notify_workers(self._notifier, checks)
         return True
 
     def _queue(
@@ -133,18 +134,18 @@ class Planner:
             for check in queue_checks(session, self._settings, target, [suite], supersede=supersede)
         ]
 
-    def _plan(self, rules: Rules, row: DeliveryRow, heard: Pushed | Proposed) -> Plan:
+    def _plan(self, rules: Rules, row: DeliveryRow, heard: Pushed | Proposed) -> CheckPlan:
         assert row.branch is not None
         fitting = [rule for rule in rules.rules if rule.has_branch(row.branch) and _has_kind(rule, heard)]
         if not fitting:
-            return Plan(f"no rule for a {heard.kind} to {row.branch}")
+            return CheckPlan(f"no rule for a {heard.kind} to {row.branch}")
         changed = self._changed(row, heard) if any(rule.paths for rule in fitting) else None
         fitting = [rule for rule in fitting if rule.has_path(changed)]
         if not fitting:
-            return Plan("no path that matters has changed")
+            return CheckPlan("no path that matters has changed")
         run = [rule for rule in fitting if _runs_unasked(rule, heard)]
         wait = [rule for rule in fitting if rule not in run]
-        return Plan("waits for a maintainer" if wait else "checked", self._suites(run), self._suites(wait))
+        return CheckPlan("waits for a maintainer" if wait else "checked", self._suites(run), self._suites(wait))
 
     def _changed(self, row: DeliveryRow, heard: Pushed | Proposed) -> tuple[str, ...] | None:
         base = heard.before if isinstance(heard, Pushed) else heard.base

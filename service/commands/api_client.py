@@ -5,13 +5,13 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 
 TIMEOUT = 30
 
 
 class Client:
-    """Talks to one service. Raises Fault with a line for the user when it refuses or cannot be reached."""
+    """Talks to one service. Raises CommandError with a line for the user when it refuses or cannot be reached."""
 
     def __init__(self, server: str, token: str | None = None) -> None:
         self._server = server.rstrip("/")
@@ -33,10 +33,10 @@ class Client:
                 return answer
         except urllib.error.HTTPError as error:
             hint = ". CLIPWATCH_TOKEN is where it is looked for" if error.code == 401 else ""
-            raise Fault(_reason(error) + hint) from error
+            raise CommandError(_reason(error) + hint) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise Fault(f"no answer from {self._server}: {reason}. Is `clipwatch up` running there?") from error
+            raise CommandError(f"no answer from {self._server}: {reason}. Is `clipwatch up` running there?") from error
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

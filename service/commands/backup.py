@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from sqlalchemy import make_url
 
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 from service.settings import Settings, get_settings
 
 DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"
@@ -21,7 +21,7 @@ def backup(folder: Path) -> None:
     settings = get_settings()
     source, artifacts = _places(settings)
     if not source.exists():
-        raise Fault(f"there is no database {source}")
+        raise CommandError(f"there is no database {source}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise click.UsageError(f"{folder} is not empty")
     # A half-made backup must not look like one.
@@ -45,9 +45,9 @@ def restore(folder: Path) -> None:
     settings = get_settings()
     target, artifacts = _places(settings)
     if not (folder / DATABASE).is_file():
-        raise Fault(f"{folder} holds no {DATABASE}: it is no backup of `clipwatch backup`")
+        raise CommandError(f"{folder} holds no {DATABASE}: it is no backup of `clipwatch backup`")
     if target.exists():
-        raise Fault(f"there is a database {target} already: move it away first")
+        raise CommandError(f"there is a database {target} already: move it away first")
     target.parent.mkdir(parents=True, exist_ok=True)
     if (folder / ARTIFACTS).is_dir():
         shutil.copytree(folder / ARTIFACTS, artifacts, dirs_exist_ok=True)
@@ -61,9 +61,9 @@ def restore(folder: Path) -> None:
 def _places(settings: Settings) -> tuple[Path, Path]:
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite":
-        raise Fault("this is for the embedded database: back PostgreSQL up with pg_dump (docs/operations.md)")
+        raise CommandError("this is for the embedded database: back PostgreSQL up with pg_dump (docs/operations.md)")
     if "://" in settings.artifacts:
-        raise Fault("artifacts are not in a folder: back them up where they are, and the database by itself")
+        raise CommandError("artifacts are not in a folder: back them up where they are, and the database by itself")
     assert url.database is not None
     return Path(url.database), Path(settings.artifacts)
 
@@ -72,13 +72,13 @@ def _copy(source: Path, target: Path) -> None:
     """Copies a database as of one instant, whoever writes to it, and checks the copy.
 
     Raises:
-        Fault: the copy is damaged.
+        CommandError: the copy is damaged.
     """
     try:
         with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
             reading.backup(writing)
             (verdict,) = writing.execute("PRAGMA integrity_check").fetchone()
     except sqlite3.Error as error:
-        raise Fault(f"{source} cannot be copied: {error}") from error
+        raise CommandError(f"{source} cannot be copied: {error}") from error
     if verdict != "ok":
-        raise Fault(f"{source} is damaged: {verdict}")
+        raise CommandError(f"{source} is damaged: {verdict}")

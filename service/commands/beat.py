@@ -5,8 +5,8 @@ import threading
 import click
 
 from service.commands.signals import stop_event
-from service.github import Keeper
-from service.queue import Bell, Sweeper
+from service.queue import Notifier, Sweeper
+from service.reconcile import Reconciler
 from service.settings import get_settings
 from service.store import Database
 from service.telemetry import configure_logging
@@ -20,11 +20,13 @@ def beat() -> None:
     configure_logging(get_settings())
     stop = stop_event()
     settings = get_settings()
-    database, bell = Database(settings.database), Bell(settings)
-    keeper = threading.Thread(target=Keeper(database, bell, settings).run, args=(stop,), name="keeper", daemon=True)
-    keeper.start()
-    Sweeper(database, bell, settings).run(stop)
+    database, notifier = Database(settings.database), Notifier(settings)
+    reconciler = threading.Thread(
+        target=Reconciler(database, notifier, settings).run, args=(stop,), name="reconciler", daemon=True
+    )
+    reconciler.start()
+    Sweeper(database, notifier, settings).run(stop)
     # What it is at may be a slow fetch; whatever it leaves undone is still in the database.
-    keeper.join(GRACE_SECONDS)
-    bell.close()
+    reconciler.join(GRACE_SECONDS)
+    notifier.close()
     database.close()

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from service.artifacts import ArtifactFolder
-from service.commands.errors import Fault
-from service.queue import Bell
+from service.commands.errors import CommandError
+from service.queue import Notifier
 from service.settings import Settings, get_settings
 from service.store import Database, TokenRepository, is_current, now, one_line
 
@@ -24,17 +24,17 @@ FREE_GIB = 5
 SECONDS = 20
 
 
-class Problem(Exception):
+class CheckFailed(Exception):
     """What is wrong, and in the second argument what to do."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """`look` answers what is right, or raises what is wrong; `cure` is for errors that say nothing of it."""
+    """`look` answers what is right, or raises what is wrong; `hint` is for errors that say nothing of it."""
 
     name: str
     look: Callable[[Settings], str]
-    cure: str
+    hint: str
 
 
 @click.command()
@@ -44,18 +44,20 @@ def doctor() -> None:
         settings = get_settings()
     except ValidationError as error:
         wrong = "; ".join(f"CLIPWATCH_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
-        raise Fault(f"settings: {wrong}") from error
+        raise CommandError(f"settings: {wrong}") from error
     broken = 0
     for check in checks():
         try:
             click.echo(f"{click.style('ok', fg='green'):<8} {check.name}: {check.look(settings)}")
         except Exception as error:
             broken += 1
-            cure = error.args[1] if isinstance(error, Problem) and len(error.args) > 1 else check.cure
-            what = error.args[0] if isinstance(error, Problem) else f"{type(error).__name__}: {one_line(error, 200)}"
-            click.echo(f"{click.style('problem', fg='red')} {check.name}: {what}\n        → {cure}")
+            hint = error.args[1] if isinstance(error, CheckFailed) and len(error.args) > 1 else check.hint
+            what = (
+                error.args[0] if isinstance(error, CheckFailed) else f"{type(error).__name__}: {one_line(error, 200)}"
+            )
+            click.echo(f"{click.style('problem', fg='red')} {check.name}: {what}\n        → {hint}")
     if broken:
-        raise Fault(f"{broken} problem{'s' if broken > 1 else ''}")
+        raise CommandError(f"{broken} problem{'s' if broken > 1 else ''}")
 
 
 def checks() -> Iterator[Check]:
@@ -63,7 +65,7 @@ def checks() -> Iterator[Check]:
     yield Check("data folder", _data_folder, "give the user of the service the right to write there")
     yield Check("database", _database, "start it, or set CLIPWATCH_DATABASE_URL")
     yield Check("migrations", _migrations, "run `clipwatch migrate`")
-    yield Check("broker", _broker, "start it, or set CLIPWATCH_BROKER_URL; meanwhile the sweeper finds no bell to ring")
+    yield Check("broker", _broker, "start it, or set CLIPWATCH_BROKER_URL; until then no worker is notified")
     yield Check("artifacts", _artifacts, "make it writable, or set CLIPWATCH_ARTIFACTS_URL")
     yield Check("disk", _disk, "free some: `clipwatch prune --older-than 90` removes what is old")
     yield Check("git", _git, "install git: commits of Opacus are fetched with it")
@@ -81,7 +83,7 @@ def checks() -> Iterator[Check]:
 
 
 def _missing(what: str, _: Settings) -> str:
-    raise Problem(what)
+    raise CheckFailed(what)
 
 
 def _data_folder(settings: Settings) -> str:
@@ -104,18 +106,18 @@ def _migrations(settings: Settings) -> str:
     database = Database(settings.database)
     try:
         if not is_current(database):
-            raise Problem("the database is not at the newest revision")
+            raise CheckFailed("the database is not at the newest revision")
         return "at the newest revision"
     finally:
         database.close()
 
 
 def _broker(settings: Settings) -> str:
-    bell = Bell(settings)
+    notifier = Notifier(settings)
     try:
-        bell.check()
+        notifier.check()
     finally:
-        bell.close()
+        notifier.close()
     return "answers"
 
 
@@ -126,7 +128,7 @@ def _artifacts(settings: Settings) -> str:
         file.flush()
         folder.put(Path(file.name), name)
     if folder.read(name) != b"clipwatch":
-        raise Problem("what was written is not what is read")
+        raise CheckFailed("what was written is not what is read")
     folder.delete(name)
     return "can be written and read"
 
@@ -136,7 +138,7 @@ def _disk(settings: Settings) -> str:
     free = {name: shutil.disk_usage(path).free / 2**30 for name, path in places.items()}
     words = ", ".join(f"{gib:.1f} GiB free for {name}" for name, gib in free.items())
     if min(free.values()) < FREE_GIB:
-        raise Problem(f"{words}: less than {FREE_GIB} GiB")
+        raise CheckFailed(f"{words}: less than {FREE_GIB} GiB")
     return words
 
 
@@ -154,11 +156,11 @@ def _said(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
-        raise Problem(f"there is no {command[0]}") from None
+        raise CheckFailed(f"there is no {command[0]}") from None
     except subprocess.TimeoutExpired:
-        raise Problem(f"no answer in {SECONDS} s") from None
+        raise CheckFailed(f"no answer in {SECONDS} s") from None
     if done.returncode:
-        raise Problem(one_line(done.stderr or f"status {done.returncode}", 200))
+        raise CheckFailed(one_line(done.stderr or f"status {done.returncode}", 200))
     return done.stdout.strip()
 
 
@@ -170,7 +172,7 @@ def _access(settings: Settings) -> str:
     try:
         with database.read() as session:
             if not TokenRepository(session).any_usable(now(session)):
-                raise Problem(f"{where} tokens are asked for, and there is none that is good")
+                raise CheckFailed(f"{where} tokens are asked for, and there is none that is good")
     finally:
         database.close()
     return f"{where} tokens are asked for"

@@ -3,7 +3,7 @@
 import click
 
 
-class Fault(click.ClickException):
+class CommandError(click.ClickException):
     """Something that is neither a wrong option nor a failed comparison: exit status 3."""
 
     exit_code = 3

@@ -5,7 +5,7 @@ import json
 import click
 
 from service.settings import get_settings
-from service.store import Database, HostRepository, HostSight, now
+from service.store import Database, HostRepository, HostStatus, now
 
 
 @click.command()
@@ -34,7 +34,7 @@ def hosts(as_json: bool) -> None:
         )
 
 
-def _document(sight: HostSight, ago: float) -> dict[str, object]:
+def _document(sight: HostStatus, ago: float) -> dict[str, object]:
     host = sight.host
     return {
         "name": host.name,

@@ -5,7 +5,7 @@ import time
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 from service.settings import get_settings
 from service.store import Database, is_current, one_line
 from service.store import migrate as upgrade
@@ -40,5 +40,5 @@ def _await(database: Database, seconds: float) -> None:
         except SQLAlchemyError as fault:
             why = f"the database cannot be asked: {one_line(fault)}"
         if time.monotonic() >= deadline:
-            raise Fault(f"{why}, after {seconds:g} s: run `clipwatch migrate`")
+            raise CommandError(f"{why}, after {seconds:g} s: run `clipwatch migrate`")
         time.sleep(POLL_SECONDS)

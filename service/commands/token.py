@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.auth import Scope, hash_secret, new_token
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 from service.settings import get_settings
 from service.store import Database, TokenRepository, is_current, now
 
@@ -63,7 +63,7 @@ def revoke(token_id: str) -> None:
     """End a token, by the id that `list` shows, and the sessions that were begun with it."""
     with _database() as database, database.write() as session:
         if TokenRepository(session).revoke(token_id, now(session)) is None:
-            raise Fault(f"there is no token {token_id}: `clipwatch token list` shows them")
+            raise CommandError(f"there is no token {token_id}: `clipwatch token list` shows them")
     click.echo(f"revoked {token_id}")
 
 
@@ -72,7 +72,7 @@ def _database() -> Iterator[Database]:
     database = Database(get_settings().database)
     try:
         if not is_current(database):
-            raise Fault("the database is not at the newest revision: run `clipwatch migrate`")
+            raise CommandError("the database is not at the newest revision: run `clipwatch migrate`")
         yield database
     finally:
         database.close()

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from service.auth import Scope, hash_secret, new_token
 from service.commands.children import Children
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 from service.commands.signals import stop_event
 from service.settings import Settings, get_settings
 from service.store import Database, TokenRepository, migrate, now
@@ -56,7 +56,7 @@ def up(worker: bool, demo: bool, **given: object) -> None:
         if stop.is_set():
             click.echo("shutting down")
         elif (dead := children.dead()) is not None:
-            raise Fault(f"{dead.name} ended unexpectedly with status {dead.status}; see its output above")
+            raise CommandError(f"{dead.name} ended unexpectedly with status {dead.status}; see its output above")
 
 
 @contextmanager
@@ -107,7 +107,9 @@ def _refuse_taken_port(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
-        raise Fault(f"cannot listen on {where}: {error.strerror or error}. Choose another with --port") from error
+        raise CommandError(
+            f"cannot listen on {where}: {error.strerror or error}. Choose another with --port"
+        ) from error
 
 
 def _wait_until_ready(settings: Settings, children: Children, stop: threading.Event) -> bool:
@@ -123,4 +125,4 @@ def _wait_until_ready(settings: Settings, children: Children, stop: threading.Ev
             reason = json.dumps(json.load(error).get("checks"))
         except OSError:
             continue
-    raise Fault(f"the service is not ready after {READY_SECONDS} s: {reason}")
+    raise CommandError(f"the service is not ready after {READY_SECONDS} s: {reason}")

@@ -5,7 +5,7 @@ import logging
 import click
 
 from service.checks.rules_file import RulesError
-from service.commands.errors import Fault
+from service.commands.errors import CommandError
 from service.commands.signals import stop_event
 from service.git import GitError
 from service.github.watch import Watch
@@ -25,7 +25,7 @@ def watch(once: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     settings = get_settings()
     if settings.rules is None:
-        raise Fault("nothing to watch for: CLIPWATCH_RULES is not set")
+        raise CommandError("nothing to watch for: CLIPWATCH_RULES is not set")
     stop = stop_event()
     database = Database(settings.database)
     watching = Watch(database, settings)
@@ -37,7 +37,7 @@ def watch(once: bool) -> None:
             _look(watching)
             stop.wait(settings.watch_seconds)
     except (GitError, RulesError) as error:
-        raise Fault(str(error)) from error
+        raise CommandError(str(error)) from error
     finally:
         database.close()
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field, model_validator
 
-from service.contract.base import Document
+from service.contract.base import StrictModel
 
 
 class Mode(StrEnum):
@@ -73,7 +73,7 @@ class Provider(StrEnum):
     CLIPWATCH = "clipwatch"
 
 
-class Arm(Document):
+class Arm(StrictModel):
     """Mode, ranks, nodes, dtype, device, kernels and Opacus source of one training run."""
 
     mode: Mode

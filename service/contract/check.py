@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import Field
 
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.contract.comparison import Comparison
 from service.contract.suite import Suite
 from service.contract.verdict import Verdict
@@ -19,7 +19,7 @@ REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+$"
 BRANCH = r"^[^-\s~^:?*\[\\\x00-\x1f\x7f][^\s~^:?*\[\\\x00-\x1f\x7f]*$"
 
 
-class Target(Document):
+class Target(StrictModel):
     """The commit that is checked, and where it is the newest: a branch, or a pull request into that branch."""
 
     repository: str = Field(max_length=200, pattern=REPOSITORY, description="owner/name")

@@ -6,12 +6,12 @@ import json
 from pydantic import Field, FiniteFloat, model_validator
 
 from service.contract.arm import Arm, Dtype, Mode
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.contract.limits import DEFAULTS, GRAD_NORM_FACTOR
 from service.contract.workload import Workload
 
 
-class Tolerances(Document):
+class Tolerances(StrictModel):
     """Largest difference allowed per metric. What is left out follows from `loss` and the dtypes.
 
     `loss`, `grad_norm`, `parameter_norm` and `epsilon` are absolute, the others relative to what is compared.
@@ -29,7 +29,7 @@ class Tolerances(Document):
     )
 
 
-class Comparison(Document):
+class Comparison(StrictModel):
     """What a user submits: one workload, two arms, and how close they must stay."""
 
     name: str | None = Field(

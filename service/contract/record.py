@@ -10,14 +10,14 @@ from typing import Literal
 from pydantic import Field
 
 from service.contract.arm import Arm
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.contract.verdict import Verdict
 from service.contract.workload import Workload
 
 RECORD_FILE = "record.jsonl"
 
 
-class ArmSpec(Document):
+class ArmSpec(StrictModel):
     """What `python -m worker.training` is given. The arm is resolved: no `auto` and no missing world size."""
 
     workload: Workload
@@ -35,7 +35,7 @@ class ArmSpec(Document):
         return whole if self.num_steps is None else min(whole, self.num_steps)
 
 
-class Sketch(Document):
+class Sketch(StrictModel):
     """A tensor in a few numbers, the same for every sharding up to rounding."""
 
     norm: float = Field(description="L2 norm")
@@ -44,14 +44,14 @@ class Sketch(Document):
     values: str | None = Field(None, description="All elements, float32 little-endian, base64, when recorded exactly")
 
 
-class ParameterStart(Document):
+class ParameterStart(StrictModel):
     """One trainable parameter before the first step."""
 
     shape: list[int] = Field(description="Of the whole parameter, unsharded; empty for a scalar")
     value: Sketch
 
 
-class ArmStart(Document):
+class ArmStart(StrictModel):
     """The first line of a record: what ran, on what."""
 
     event: Literal["start"] = "start"
@@ -67,7 +67,7 @@ class ArmStart(Document):
     source: str | None = Field(None, description="The Opacus that ran: version, or commit, and a hash of its files")
 
 
-class ParameterRecord(Document):
+class ParameterRecord(StrictModel):
     """One trainable parameter at one step.
 
     Both gradients are as the update sees them, multiplied by the divisor they should have been divided by, so that
@@ -90,7 +90,7 @@ class ParameterRecord(Document):
     )
 
 
-class StepRecord(Document):
+class StepRecord(StrictModel):
     """One optimizer step. Steps count from 1. Norms are L2. Absent where the mode has no such quantity."""
 
     event: Literal["step"] = "step"
@@ -120,7 +120,7 @@ class StepRecord(Document):
     peak_memory: int = Field(description="Bytes: CUDA allocator peak so far, or peak resident set on CPU")
 
 
-class ArmEnd(Document):
+class ArmEnd(StrictModel):
     """The last line of a record."""
 
     event: Literal["end"] = "end"
@@ -150,7 +150,7 @@ class ErrorKind(StrEnum):
         return Verdict.CANCELLED if self is ErrorKind.CANCELLED else Verdict.ERROR
 
 
-class ArmError(Document):
+class ArmError(StrictModel):
     """Why a rank failed, in one line, and where."""
 
     kind: ErrorKind
@@ -160,7 +160,7 @@ class ArmError(Document):
     traceback: str | None = None
 
 
-class ArmRecord(Document):
+class ArmRecord(StrictModel):
     """A whole arm as it was recorded. `end` is missing when the run died."""
 
     start: ArmStart | None = None

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathspec import GitIgnoreSpec
 from pydantic import Field, field_validator
 
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.contract.check import REPOSITORY
 
 
@@ -18,7 +18,7 @@ class Pulls(StrEnum):
     SAME_REPOSITORY = "same-repository"
 
 
-class Rule(Document):
+class Rule(StrictModel):
     """Suites for the commits that fit: all of branch, kind and paths must."""
 
     branches: tuple[str, ...] = Field(
@@ -46,7 +46,7 @@ class Rule(Document):
         return any(GitIgnoreSpec.from_lines(self.paths).match_files(changed))
 
 
-class Rules(Document):
+class Rules(StrictModel):
     """A rules file: one repository, whose commits the service fetches from `opacus_remote`."""
 
     repository: str = Field(max_length=200, pattern=REPOSITORY, description="owner/name; all others are ignored")

@@ -4,11 +4,11 @@ from collections import Counter
 
 from pydantic import Field, model_validator
 
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.contract.comparison import Comparison
 
 
-class Suite(Document):
+class Suite(StrictModel):
     """Comparisons that are run together. Each has a name of its own."""
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

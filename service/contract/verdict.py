@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from service.contract.base import Document
+from service.contract.base import StrictModel
 
 
 class Verdict(StrEnum):
@@ -25,7 +25,7 @@ class Subject(StrEnum):
     CANDIDATE = "candidate"
 
 
-class Gate(Document):
+class Gate(StrictModel):
     """A metric held to a tolerance. Every gate counts."""
 
     metric: str
@@ -38,7 +38,7 @@ class Gate(Document):
     detail: str = Field("", description="In words, why the gate failed")
 
 
-class Finding(Document):
+class Finding(StrictModel):
     """Where the arms first parted."""
 
     metric: str
@@ -49,7 +49,7 @@ class Finding(Document):
     message: str
 
 
-class Judgement(Document):
+class Judgement(StrictModel):
     """The verdict on two finished arms with the gates it rests on."""
 
     verdict: Verdict

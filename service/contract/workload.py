@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from service.contract.base import Document
+from service.contract.base import StrictModel
 
 # Absurd sizes are refused at the door: past these a single tensor no longer fits any machine we know of.
 MAX_ELEMENTS = 2**36
@@ -70,7 +70,7 @@ class LrSchedule(StrEnum):
     COSINE = "cosine"
 
 
-class ModelSpec(Document):
+class ModelSpec(StrictModel):
     """The model: a small one of three families, with a classification or language-model head.
 
     `num_heads`, `mlp_ratio` and `causal` mean something to a transformer alone. A convnet's input is images: nothing
@@ -104,7 +104,7 @@ class ModelSpec(Document):
         return self
 
 
-class Workload(Document):
+class Workload(StrictModel):
     """Model, data, optimizer, privacy parameters, seed and number of steps.
 
     `batch_size` is global: it does not change with the world size. The synthetic data set is in a fixed

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract import SHA, Target
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from service.store import Delivery
 
 BRANCHES = "refs/heads/"
@@ -93,7 +93,7 @@ class CommentEvent(Payload):
     comment: Comment
 
 
-class Pushed(Document):
+class Pushed(StrictModel):
     """A branch has a new head."""
 
     kind: Literal["push"] = "push"
@@ -101,7 +101,7 @@ class Pushed(Document):
     title: str = ""
 
 
-class Proposed(Document):
+class Proposed(StrictModel):
     """A pull request has a head that was not seen before. `fork`: it may come from anyone."""
 
     kind: Literal["pull"] = "pull"
@@ -110,7 +110,7 @@ class Proposed(Document):
     title: str = ""
 
 
-class Approved(Document):
+class Approved(StrictModel):
     """Somebody says that this head of a pull request may run. The label's name, or what GitHub says of the user."""
 
     kind: Literal["approval"] = "approval"

@@ -1,4 +1,4 @@
-"""`POST /webhooks/github`: verified, remembered, answered. What follows from it is the keeper's work."""
+"""`POST /webhooks/github`: verified, remembered, answered. What follows from it is the reconciler's work."""
 
 import json
 import logging

@@ -7,8 +7,8 @@ from datetime import datetime
 from service.store import HeldLease
 
 
-class Silence:
-    """Measures silence on this process' monotonic clock.
+class LivenessMonitor:
+    """Measures liveness on this process' monotonic clock.
 
     Only that a heartbeat is another one than before counts, never what time it says: a clock that is set, here or
     at the database, neither ends a lease that is renewed nor keeps one that is not. A watcher that starts gives
@@ -19,7 +19,7 @@ class Silence:
         self._clock = clock
         self._heard: dict[str, tuple[datetime, float]] = {}
 
-    def past(self, leases: Sequence[HeldLease]) -> list[HeldLease]:
+    def expired(self, leases: Sequence[HeldLease]) -> list[HeldLease]:
         """Those of all held leases whose owners were silent for as long as the lease lasts."""
         moment = self._clock()
         self._heard = {lease.token: self._last_heard(lease, moment) for lease in leases}

@@ -1,4 +1,4 @@
-"""The bell: a Celery message that carries comparisons' ids and means "look". All else is in the database."""
+"""The notifier: a Celery message that carries comparisons' ids and means "look". All else is in the database."""
 
 import logging
 import threading
@@ -28,7 +28,7 @@ def make_celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        # A bell that waits in a busy worker is one that an idle worker does not hear.
+        # A notifier that waits in a busy worker is one that an idle worker does not hear.
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=settings.broker_url.startswith("redis"),
         worker_enable_remote_control=False,
@@ -52,13 +52,13 @@ def _broker(settings: Settings) -> dict[str, Any]:
     }
 
 
-class Bell:
+class Notifier:
     """Rings for comparisons that are committed as queued. Losing a ring is harmless: the sweeper rings again."""
 
     def __init__(self, settings: Settings) -> None:
         self._celery = make_celery(settings)
 
-    def ring(self, *public_ids: str) -> bool:
+    def notify(self, *public_ids: str) -> bool:
         """Publishes "look at these ids" as one message. False, and a line in the log, if the broker is out of reach."""
         try:
             self._celery.send_task(LOOK, args=public_ids)
@@ -68,7 +68,7 @@ class Bell:
             return False
         return True
 
-    def ring_host(self, queue: str, agent_id: int) -> bool:
+    def notify_host(self, queue: str, agent_id: int) -> bool:
         """Publishes "look at this agent" to a host's own queue. False when the broker cannot be reached."""
         try:
             self._celery.send_task(LOOK_AGENT, args=[agent_id], queue=queue)
@@ -95,21 +95,21 @@ class Bell:
         self._celery.close()
 
 
-class Ringer:
-    """Rings a bell from a thread of its own: nobody who asks waits for the broker.
+class NotificationBatcher:
+    """Rings a notifier from a thread of its own: nobody who asks waits for the broker.
 
     A comparison that comes alone is rung for at once; many, together, every `TOGETHER_SECONDS`: publishing costs as
     much as storing. What is still to be rung when the process is killed is lost as a message is: the sweeper rings.
     """
 
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
         self._ids: SimpleQueue[str | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
-    def ring(self, public_id: str) -> None:
+    def notify(self, public_id: str) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._ring_all, name="ringer", daemon=True)
@@ -126,7 +126,7 @@ class Ringer:
     def _ring_all(self) -> None:
         while (first := self._ids.get()) is not None:
             together = [first, *self._waiting()]
-            self._bell.ring(*together)
+            self._notifier.notify(*together)
             self._closing.wait(TOGETHER_SECONDS)
 
     def _waiting(self) -> Iterator[str]:

@@ -5,17 +5,17 @@ fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
 from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository
-from service.store.agents import AgentEnd, AgentFailure, AgentRepository, AgentSight, AgentTask
-from service.store.attempts import ArmProgress, AttemptRepository, Claim, HeldLease, Progress
+from service.store.agents import AgentEnd, AgentRepository, AgentTask, NodeFailure, NodeTaskStatus
+from service.store.attempts import ArmProgress, AttemptProgress, AttemptRepository, Claim, HeldLease
 from service.store.check_models import CheckEntryRow, CheckRow, DeliveryRow, DeliveryState, ReportKind, ReportRow
-from service.store.checks import CheckRepository, Line, line_of
+from service.store.checks import BranchSuite, CheckRepository, branch_suite_of
 from service.store.clock import now
 from service.store.comparisons import ComparisonFilter, ComparisonRepository
 from service.store.database import Database
 from service.store.deliveries import Delivery, DeliveryRepository
 from service.store.history import Finished, HistoryRepository
 from service.store.host_models import AgentRow, AgentState, HostRow, ReservationRow
-from service.store.hosts import Host, HostRepository, HostSight, Node, NoHosts
+from service.store.hosts import Host, HostRepository, HostStatus, Node, NoHosts
 from service.store.logs import LogRepository
 from service.store.migrate import downgrade, is_current, migrate
 from service.store.models import (
@@ -38,21 +38,21 @@ from service.store.statistics import Statistics, statistics
 __all__ = [
     "NOTED_EVERY",
     "AgentEnd",
-    "AgentFailure",
     "AgentRepository",
     "AgentRow",
-    "AgentSight",
     "AgentState",
     "AgentTask",
     "ArmProgress",
     "ArmResult",
     "ArmRow",
     "Artifact",
+    "AttemptProgress",
     "AttemptRepository",
     "AttemptResult",
     "AttemptRow",
     "AttemptState",
     "Base",
+    "BranchSuite",
     "CheckEntryRow",
     "CheckRepository",
     "CheckRow",
@@ -72,13 +72,13 @@ __all__ = [
     "Host",
     "HostRepository",
     "HostRow",
-    "HostSight",
-    "Line",
+    "HostStatus",
     "LogChunkRow",
     "LogRepository",
     "NoHosts",
     "Node",
-    "Progress",
+    "NodeFailure",
+    "NodeTaskStatus",
     "PruneRepository",
     "Report",
     "ReportKind",
@@ -91,9 +91,9 @@ __all__ = [
     "TokenRow",
     "WebSessionRepository",
     "WebSessionRow",
+    "branch_suite_of",
     "downgrade",
     "is_current",
-    "line_of",
     "migrate",
     "now",
     "one_line",

@@ -27,7 +27,7 @@ class AgentTask:
 
 
 @dataclass(frozen=True)
-class AgentFailure:
+class NodeFailure:
     """What a rank said of its failure, and when it did, in seconds of its host's clock."""
 
     at: float
@@ -39,12 +39,12 @@ class AgentEnd:
     """How an agent ended on its host; without an exit status if it did not come to an end by itself."""
 
     exit_status: int | None
-    failures: Sequence[AgentFailure] = ()
+    failures: Sequence[NodeFailure] = ()
     log_tail: str = ""
 
 
 @dataclass(frozen=True)
-class AgentSight:
+class NodeTaskStatus:
     """An agent as the head sees it."""
 
     id: int
@@ -131,7 +131,7 @@ class AgentRepository:
         unbegun = mine.where(AgentRow.state == AgentState.ASKED.value)
         self._session.execute(unbegun.values(state=AgentState.ENDED.value, stop_requested=True, ended_at=now))
 
-    def sights(self, ids: Sequence[int]) -> list[AgentSight]:
+    def sights(self, ids: Sequence[int]) -> list[NodeTaskStatus]:
         """How the agents are, in the order of their nodes."""
         query = select(AgentRow, HostRow.name).join(HostRow, HostRow.id == AgentRow.host_id)
         query = query.where(AgentRow.id.in_(ids)).order_by(AgentRow.node)
@@ -149,7 +149,7 @@ def _attempt_runs() -> ColumnElement[bool]:
     return exists().where(AttemptRow.id == AgentRow.attempt_id, _running())
 
 
-def _sight(row: AgentRow, host: str) -> AgentSight:
-    failures = [AgentFailure(each["at"], ArmError.model_validate(each["error"])) for each in row.failures or []]
+def _sight(row: AgentRow, host: str) -> NodeTaskStatus:
+    failures = [NodeFailure(each["at"], ArmError.model_validate(each["error"])) for each in row.failures or []]
     end = AgentEnd(row.exit_status, failures, row.log_tail or "")
-    return AgentSight(row.id, row.node, host, AgentState(row.state), row.heartbeat_at, end)
+    return NodeTaskStatus(row.id, row.node, host, AgentState(row.state), row.heartbeat_at, end)

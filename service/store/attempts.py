@@ -47,7 +47,7 @@ class ArmProgress:
 
 
 @dataclass
-class Progress:
+class AttemptProgress:
     """How far an attempt has come; the arms by role."""
 
     phase: str | None = None
@@ -104,7 +104,7 @@ class AttemptRepository:
         query = select(ComparisonRow.id).where(ComparisonRow.public_id == public_id, _SUSPECT)
         return self._session.scalar(query) is not None
 
-    def heartbeat(self, token: str, now: datetime, lease: timedelta, progress: Progress) -> bool | None:
+    def heartbeat(self, token: str, now: datetime, lease: timedelta, progress: AttemptProgress) -> bool | None:
         """Renews the lease and notes the progress. Whether a cancel was asked for; nothing if the lease is lost."""
         renewed = self._session.execute(
             update(AttemptRow)
@@ -141,7 +141,7 @@ class AttemptRepository:
         return True
 
     def lose(self, token: str, reason: str, now: datetime, max_attempts: int) -> bool:
-        """Ends an attempt that lost a host, as `take_back` one that lost its worker. False if the lease is lost."""
+        """Ends an attempt that lost a host, as `reclaim` one that lost its worker. False if the lease is lost."""
         attempt = self._end(token, AttemptState.EXPIRED, now)
         if attempt is None:
             return False
@@ -154,7 +154,7 @@ class AttemptRepository:
         running = self._session.execute(columns.where(AttemptRow.state == AttemptState.RUNNING.value))
         return [HeldLease(token, beat, expires - beat) for token, beat, expires in running]
 
-    def take_back(self, lease: HeldLease, now: datetime, max_attempts: int) -> bool:
+    def reclaim(self, lease: HeldLease, now: datetime, max_attempts: int) -> bool:
         """Queues again what a silent owner held, or gives up with the verdict `error` after `max_attempts`.
 
         False if the owner was heard of since `lease` was looked at, or somebody else took it back.
@@ -226,7 +226,7 @@ class AttemptRepository:
             row.not_before = row.ring_after if wait else None
             self._session.flush()
 
-    def _note(self, attempt_id: int, progress: Progress) -> None:
+    def _note(self, attempt_id: int, progress: AttemptProgress) -> None:
         query = select(ArmRow).where(ArmRow.attempt_id == attempt_id)
         rows = {row.role: row for row in self._session.scalars(query)}
         for role, arm in progress.arms.items():

@@ -74,7 +74,7 @@ class CheckRow(Base):
     title: Mapped[str] = mapped_column(CleanText, default="")
     suite: Mapped[str] = mapped_column(String(100))
     status: Mapped[str] = mapped_column(String(10), default=Status.QUEUED)
-    # How many entries have ended, as far as the keeper has seen: a change is what makes it report.
+    # How many entries have ended, as far as the reconciler has seen: a change is what makes it report.
     done: Mapped[int] = mapped_column(default=0)
     verdict: Mapped[str | None] = mapped_column(String(12))
     reason: Mapped[str | None] = mapped_column(CleanText)

@@ -18,7 +18,7 @@ SUPERSEDED = "superseded by"
 
 
 @dataclass(frozen=True)
-class Line:
+class BranchSuite:
     """One line of history: a suite on a branch, or on a pull request into it."""
 
     repository: str
@@ -95,7 +95,7 @@ class CheckRepository:
 
     def supersede(self, newest: CheckRow, now: datetime) -> list[CheckRow]:
         """Cancels older checks of the same line that no worker has begun. Those checks."""
-        older = _of_line(select(CheckRow), line_of(newest)).where(
+        older = _of_branch_suite(select(CheckRow), branch_suite_of(newest)).where(
             CheckRow.status == Status.QUEUED.value, CheckRow.id < newest.id
         )
         rows = [
@@ -107,9 +107,9 @@ class CheckRepository:
             self.cancel(row, f"{SUPERSEDED} {newest.sha}", now)
         return rows
 
-    def page(self, line: Line, *, limit: int, before: int | None = None) -> list[CheckRow]:
+    def page(self, line: BranchSuite, *, limit: int, before: int | None = None) -> list[CheckRow]:
         """At most `limit` checks of a line, newest first, with ids below `before`, and their entries' comparisons."""
-        query = _of_line(select(CheckRow), line)
+        query = _of_branch_suite(select(CheckRow), line)
         if before is not None:
             query = query.where(CheckRow.id < before)
         return list(self._session.scalars(query.order_by(CheckRow.id.desc()).limit(limit).options(*WITH_COMPARISONS)))
@@ -124,13 +124,13 @@ class CheckRepository:
         query = select(CheckRow.sha).where(CheckRow.repository == repository, CheckRow.pull == pull)
         return self._session.scalar(query.order_by(CheckRow.id.desc()).limit(1))
 
-    def lines(self, repository: str | None = None, limit: int = 500) -> list[Line]:
+    def lines(self, repository: str | None = None, limit: int = 500) -> list[BranchSuite]:
         """Branches with their suites that have checks; pull requests are not among them."""
         query = select(CheckRow.repository, CheckRow.branch, CheckRow.suite).where(CheckRow.pull.is_(None)).distinct()
         if repository is not None:
             query = query.where(CheckRow.repository == repository)
         found = self._session.execute(query.order_by(CheckRow.repository, CheckRow.branch, CheckRow.suite).limit(limit))
-        return [Line(*row) for row in found]
+        return [BranchSuite(*row) for row in found]
 
     def newest(self, limit: int = 1) -> list[CheckRow]:
         """The newest checks of all, pull requests too."""
@@ -146,15 +146,15 @@ class CheckRepository:
         return written.one_or_none() is not None
 
 
-def line_of(row: CheckRow) -> Line:
+def branch_suite_of(row: CheckRow) -> BranchSuite:
     """The line of history that a check belongs to."""
-    return Line(row.repository, row.branch, row.suite, row.pull)
+    return BranchSuite(row.repository, row.branch, row.suite, row.pull)
 
 
 WITH_COMPARISONS = (selectinload(CheckRow.entries).joinedload(CheckEntryRow.comparison),)
 
 
-def _of_line(query: Select[Any], line: Line) -> Select[Any]:
+def _of_branch_suite(query: Select[Any], line: BranchSuite) -> Select[Any]:
     return query.where(
         CheckRow.repository == line.repository,
         CheckRow.branch == line.branch,

@@ -1,4 +1,4 @@
-"""Comparisons: submit, find, page through, cancel, and which of them the bell must ring for again."""
+"""Comparisons: submit, find, page through, cancel, and which of them the notifier must ring for again."""
 
 import json
 import secrets
@@ -120,7 +120,7 @@ class ComparisonRepository:
         self._session.flush()
         return row
 
-    def want_hosts(self, public_id: str, count: int | None) -> None:
+    def enqueue_hosts(self, public_id: str, count: int | None) -> None:
         """Notes that a comparison waits for hosts that others hold, or does no longer."""
         waiting = update(ComparisonRow).where(ComparisonRow.public_id == public_id)
         self._session.execute(waiting.values(hosts_wanted=count))
@@ -136,7 +136,7 @@ class ComparisonRepository:
         ).returning(ComparisonRow.id)
         return self._session.scalar(ended) is not None
 
-    def take_due_rings(self, now: datetime, interval: timedelta, limit: int) -> list[str]:
+    def due_notifications(self, now: datetime, interval: timedelta, limit: int) -> list[str]:
         """Public ids of at most `limit` queued comparisons to ring for, oldest first; each is due again later.
 
         One that is due further away than twice `interval` was queued before the clock was set back: it is due too.

@@ -34,7 +34,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class HostSight:
+class HostStatus:
     """A host as somebody who lists them sees it, and the comparison that holds it."""
 
     host: Host
@@ -81,7 +81,7 @@ class HostRepository:
         """The host takes part no more. What it holds is freed with the attempt."""
         self._renew(incarnation, now, now)
 
-    def all(self, now: datetime) -> list[HostSight]:
+    def all(self, now: datetime) -> list[HostStatus]:
         """Every host that ever registered, by name."""
         query = (
             select(HostRow, ComparisonRow.public_id, ReservationRow.node)
@@ -91,7 +91,7 @@ class HostRepository:
             .order_by(HostRow.name)
         )
         return [
-            HostSight(_host(row), row.worker, row.heartbeat_at, row.lease_expires_at > now, public_id, node)
+            HostStatus(_host(row), row.worker, row.heartbeat_at, row.lease_expires_at > now, public_id, node)
             for row, public_id, node in self._session.execute(query)
         ]
 

@@ -12,7 +12,7 @@ from service.api.checks import page_of
 from service.api.mappers import PREFIX
 from service.api.problems import Refused
 from service.context import HasContext
-from service.store import CheckRepository, Line, ReportRepository, Status, line_of, now
+from service.store import BranchSuite, CheckRepository, ReportRepository, Status, branch_suite_of, now
 from service.web.render import page
 from service.web.visitor import Reader
 
@@ -39,7 +39,9 @@ def history(
         checks = CheckRepository(session)
         lines, newest = checks.lines(), checks.newest()
         moment = now(session)
-    line = _chosen(lines, [line_of(row) for row in newest], Line(repository or "", branch or "", suite or "", pull))
+    line = _chosen(
+        lines, [branch_suite_of(row) for row in newest], BranchSuite(repository or "", branch or "", suite or "", pull)
+    )
     rows, following = page_of(context.database, line, PAGE, cursor) if line else ([], None)
     query = {key: value for key, value in vars(line).items() if value is not None} if line else {}
     names = entry_names(rows)
@@ -71,7 +73,7 @@ def check(public_id: str, context: HasContext, visitor: Reader) -> HTMLResponse:
             raise Refused(404, f"there is no check {public_id}")
         shown = check_detail(row, ReportRepository(session).of_check(row.id))
         moment = now(session)
-    query = {key: value for key, value in vars(line_of(row)).items() if value is not None}
+    query = {key: value for key, value in vars(branch_suite_of(row)).items() if value is not None}
     return page(
         "check.html",
         visitor=visitor,
@@ -84,7 +86,7 @@ def check(public_id: str, context: HasContext, visitor: Reader) -> HTMLResponse:
     )
 
 
-def _chosen(lines: list[Line], newest: list[Line], asked: Line) -> Line | None:
+def _chosen(lines: list[BranchSuite], newest: list[BranchSuite], asked: BranchSuite) -> BranchSuite | None:
     """The line that was asked for; what was left open is as in the newest check that fits."""
     fitting = [
         line
@@ -99,5 +101,5 @@ def _chosen(lines: list[Line], newest: list[Line], asked: Line) -> Line | None:
     return asked if asked.repository and asked.branch and asked.suite else None
 
 
-def _badge(line: Line) -> str:
+def _badge(line: BranchSuite) -> str:
     return f"/badge/{quote(line.repository)}/{quote(line.branch)}/{quote(line.suite)}.svg"

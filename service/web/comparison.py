@@ -14,7 +14,7 @@ from service.api.schemas import ComparisonDetail, LogChunk
 from service.context import HasContext
 from service.contract import Gate
 from service.store import ComparisonRepository, ComparisonRow, HistoryRepository, LogRepository, now
-from service.web.formatting import SUBJECTS, arm_words
+from service.web.formatting import SUBJECTS, arm_text
 from service.web.render import page
 from service.web.visitor import Reader
 
@@ -69,7 +69,7 @@ def _arms(shown: ComparisonDetail) -> list[dict[str, Any]]:
             {
                 "role": role,
                 "asked": asked,
-                "words": arm_words(asked, start),
+                "words": arm_text(asked, start),
                 "start": start,
                 "end": (record.end if record else None) or {},
                 "error": record.error if record else None,

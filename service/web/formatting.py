@@ -108,19 +108,19 @@ def instant(then: datetime) -> str:
     return then.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def arm_words(arm: dict[str, Any], start: dict[str, Any] | None = None) -> str:
+def arm_text(arm: dict[str, Any], start: dict[str, Any] | None = None) -> str:
     """Mode and world size: the one that ran, else the one asked for, else none is said."""
     world_size = (start or {}).get("world_size") or arm.get("world_size")
     return f"{arm.get('mode')} × {world_size}" if world_size else str(arm.get("mode"))
 
 
-def place_words(finding: Finding) -> str:
+def hardware_text(finding: Finding) -> str:
     """Where it is at fault: step, parameter and rank, as far as they are known."""
     known = {"step": finding.step, "parameter": finding.parameter, "rank": finding.rank}
     return " · ".join(f"{name} {value}" for name, value in known.items() if value is not None)
 
 
-def workload_words(document: dict[str, Any]) -> str:
+def workload_text(document: dict[str, Any]) -> str:
     """The workload of a comparison document in a line; nothing if this version cannot read it."""
     try:
         workload = Workload.model_validate(document.get("workload"))

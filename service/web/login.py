@@ -34,7 +34,7 @@ def login(
         return _ask(visitor, next, wrong=True)
     # A new secret: the one before may have been planted by somebody who would then be logged in with us.
     secret = new_secret()
-    context.gatekeeper.log_in(caller, secret)
+    context.authenticator.log_in(caller, secret)
     response = RedirectResponse(_local(next), 303)
     set_cookie(response, secret, visitor.secure)
     return response
@@ -43,7 +43,7 @@ def login(
 @router.post("/logout")
 def logout(context: HasContext, visitor: Genuine) -> RedirectResponse:
     """Ends the session."""
-    context.gatekeeper.log_out(visitor.secret)
+    context.authenticator.log_out(visitor.secret)
     response = RedirectResponse("/", 303)
     response.delete_cookie(COOKIE)
     return response

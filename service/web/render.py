@@ -36,9 +36,9 @@ templates.globals |= {
     "GLYPHS": words.GLYPHS,
     "PLOTS": words.PLOTS,
     "SUBJECTS": words.SUBJECTS,
-    "arm_words": words.arm_words,
-    "place_words": words.place_words,
-    "workload_words": words.workload_words,
+    "arm_text": words.arm_text,
+    "hardware_text": words.hardware_text,
+    "workload_text": words.workload_text,
 }
 
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.api.access import COOKIE, address_of, refuse_other_sites
 from service.api.problems import Refused
-from service.auth import ANYBODY, Caller, Scope, csrf_of, new_secret
+from service.auth import UNRESTRICTED, Caller, Scope, csrf_of, new_secret
 from service.context import HasContext
 
 SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -39,7 +39,7 @@ class Visitor:
     @property
     def open(self) -> bool:
         """Whether nobody has to log in."""
-        return self.caller is ANYBODY
+        return self.caller is UNRESTRICTED
 
     @property
     def may_submit(self) -> bool:
@@ -50,9 +50,9 @@ def identify(request: Request, context: HasContext) -> Visitor:
     """The visitor. Counts the request."""
     cookie = request.cookies.get(COOKIE, "")
     secret = cookie if SECRET.fullmatch(cookie) else None
-    caller = (secret and context.settings.auth_required and context.gatekeeper.by_session(secret)) or None
+    caller = (secret and context.settings.auth_required and context.authenticator.by_session(secret)) or None
     visitor = Visitor(
-        caller or context.gatekeeper.stranger, secret or new_secret(), secret is None, request.url.scheme == "https"
+        caller or context.authenticator.stranger, secret or new_secret(), secret is None, request.url.scheme == "https"
     )
     context.limiter.request(visitor.caller.token or address_of(request))
     return visitor

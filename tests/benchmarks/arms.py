@@ -13,11 +13,11 @@ from typing import Any
 from service.artifacts import ArtifactFolder
 from service.contract import Arm, Comparison, Mode, Provider, Workload
 from service.settings import Settings
-from worker.conductor import run_comparison
 from worker.launch import LocalLauncher
 from worker.launch.devices import Devices, cores
-from worker.runner.arm_cache import KeptArms
-from worker.runner.suite import Silent
+from worker.runner import run_comparison
+from worker.runner.arm_cache import ArmCache
+from worker.runner.suite import NullObserver
 
 
 def main() -> None:
@@ -39,15 +39,15 @@ def _table(top: Path, steps: int, slots: int) -> None:
             reference=Arm(mode=Mode.GHOST, world_size=1),
             candidate=Arm(mode=Mode.FLASH, world_size=1, provider=provider),
         )
-        observer, stop, begun = Silent(), threading.Event(), time.perf_counter()
+        observer, stop, begun = NullObserver(), threading.Event(), time.perf_counter()
         outcome = run_comparison(
             comparison, top / name, launcher=launcher, observer=observer, stop=stop, plots=False, **options
         )
         seconds, reused = time.perf_counter() - begun, [role for role, arm in outcome.arms.items() if arm.reused_from]
         print(f"| {name} | {seconds:.1f} | {outcome.verdict} | {', '.join(reused) or '–'} |", flush=True)
 
-    def kept() -> KeptArms:
-        return KeptArms(artifacts, beside, "cmp/1")
+    def kept() -> ArmCache:
+        return ArmCache(artifacts, beside, "cmp/1")
 
     print(f"{cores()} cores, {steps} steps of the default workload, ghost and flash with an oracle of one step\n")
     print("| arms | s | verdict | reused |\n| --- | --- | --- | --- |")

@@ -25,7 +25,7 @@ import simpy
 from sqlalchemy import func, select
 
 from service.contract import Arm, Comparison, Mode, Verdict, Workload
-from service.queue.sweeper import MAX_BELLS
+from service.queue.sweeper import MAX_NOTIFICATIONS
 from service.settings import Settings
 from service.store import AttemptRepository, AttemptResult, ComparisonRepository, Database, migrate
 from service.store.models import AttemptRow, ComparisonRow, Status
@@ -170,17 +170,17 @@ class Simulation:
                 while self.orphans and self.orphans[0][0] <= self.environment.now:
                     over.add(heapq.heappop(self.orphans)[1])
                 for lease in attempts.held() if over else []:
-                    if lease.token in over and attempts.take_back(lease, self.now(), self.settings.max_attempts):
+                    if lease.token in over and attempts.reclaim(lease, self.now(), self.settings.max_attempts):
                         self.queued += 1
-            room = MAX_BELLS - len(self.bells)
+            room = MAX_NOTIFICATIONS - len(self.bells)
             if room > 0:
                 with self.database.write() as session:
-                    due = ComparisonRepository(session).take_due_rings(self.now(), interval, room)
+                    due = ComparisonRepository(session).due_notifications(self.now(), interval, room)
                 for public_id in due:
                     self.ring(public_id)
 
     def conductor(self) -> Process:
-        """As the worker's task: what a bell names, and then what waits."""
+        """As the worker's task: what a notifier names, and then what waits."""
         lease = timedelta(seconds=self.settings.lease_seconds)
         due: str | None = None
         while True:

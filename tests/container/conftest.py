@@ -9,7 +9,7 @@ from docker.client import DockerClient
 
 from worker.launch import LaunchError
 from worker.launch.docker.engine_client import connect
-from worker.launch.docker.launcher import ContainerLauncher
+from worker.launch.docker.launcher import DockerLauncher
 
 IMAGE = os.environ.get("CONTAINER_TEST_IMAGE", "clipwatch-worker:cpu")
 
@@ -37,7 +37,7 @@ def engine() -> Iterator[DockerClient]:
 
 
 @pytest.fixture
-def launcher(engine: DockerClient, tmp_path: Path) -> Iterator[ContainerLauncher]:
-    made = ContainerLauncher(IMAGE, root=tmp_path)
+def launcher(engine: DockerClient, tmp_path: Path) -> Iterator[DockerLauncher]:
+    made = DockerLauncher(IMAGE, root=tmp_path)
     yield made
     made.close()

@@ -9,8 +9,8 @@ from service.contract import ArmSpec, ErrorKind
 from tests.container.conftest import IMAGE
 from tests.worker.launch.test_hostile import FORKS, MANY_FILES, MEMORY, ONE_FILE, SPEC, attacked, run
 from tests.worker.workloads import Recording
-from worker.launch.docker.launcher import ContainerLauncher
-from worker.launch.protocol import Limits
+from worker.launch.docker.launcher import DockerLauncher
+from worker.launch.protocol import ResourceLimits
 from worker.runner import timeouts as of_time
 from worker.runner.follow import run_arm
 
@@ -34,7 +34,7 @@ with open("found.json", "w") as file:
 
 def test_a_hostile_opacus_gets_hold_of_nothing_and_trains(engine, tmp_path):
     environment = {**os.environ, "CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d"}
-    written, _ = attacked(tmp_path, ContainerLauncher(IMAGE, environment, root=tmp_path), CONTAINED)
+    written, _ = attacked(tmp_path, DockerLauncher(IMAGE, environment, root=tmp_path), CONTAINED)
     assert written["found"] == {}
     assert len(written["failed"]) == 25
 
@@ -49,14 +49,14 @@ os.symlink("spec.json", "error-rank-watch.json")
 @pytest.mark.parametrize(
     ("code", "limits", "words"),
     [
-        (FORKS, Limits(processes=40), "processes, more than the limit of 40"),
-        (MANY_FILES, Limits(disk=20 * 2**20), "MiB, more than the limit of 20 MiB"),
-        (PLANTED + MEMORY, Limits(memory=500 * 2**20), "more memory than the limit of 500 MiB"),
+        (FORKS, ResourceLimits(processes=40), "processes, more than the limit of 40"),
+        (MANY_FILES, ResourceLimits(disk=20 * 2**20), "MiB, more than the limit of 20 MiB"),
+        (PLANTED + MEMORY, ResourceLimits(memory=500 * 2**20), "more memory than the limit of 500 MiB"),
     ],
     ids=["fork bomb", "full disk", "memory"],
 )
 def test_an_arm_that_exceeds_a_limit_is_ended_and_says_so(engine, tmp_path, code, limits, words):
-    launcher = ContainerLauncher(IMAGE, program=("python3", "-c", code), limits=limits, root=tmp_path)
+    launcher = DockerLauncher(IMAGE, program=("python3", "-c", code), limits=limits, root=tmp_path)
     outcome, log = run(tmp_path / "attempt" / "arm", launcher)
     ArmSpec.model_validate_json((tmp_path / "attempt" / "arm" / "spec.json").read_bytes())
     assert outcome.error is not None
@@ -65,10 +65,8 @@ def test_an_arm_that_exceeds_a_limit_is_ended_and_says_so(engine, tmp_path, code
 
 
 def test_one_file_cannot_fill_the_disk_even_between_two_looks(engine, tmp_path):
-    limits, folder = Limits(disk=20 * 2**20), tmp_path / "attempt" / "arm"
-    outcome, log = run(
-        folder, ContainerLauncher(IMAGE, program=("python3", "-c", ONE_FILE), limits=limits, root=tmp_path)
-    )
+    limits, folder = ResourceLimits(disk=20 * 2**20), tmp_path / "attempt" / "arm"
+    outcome, log = run(folder, DockerLauncher(IMAGE, program=("python3", "-c", ONE_FILE), limits=limits, root=tmp_path))
     assert outcome.error is not None
     assert "File too large" in log
     assert (folder / "file").stat().st_size == 20 * 2**20
@@ -88,8 +86,8 @@ except OSError as error:
 
 
 def test_the_engine_holds_a_fork_bomb_between_two_looks(engine, tmp_path):
-    limits = Limits(processes=100, threads=1)
-    launcher = ContainerLauncher(IMAGE, program=("python3", "-c", BEYOND_THE_ENGINE), limits=limits, root=tmp_path)
+    limits = ResourceLimits(processes=100, threads=1)
+    launcher = DockerLauncher(IMAGE, program=("python3", "-c", BEYOND_THE_ENGINE), limits=limits, root=tmp_path)
     outcome, log = run(tmp_path / "attempt" / "arm", launcher)
     assert outcome.error is not None
     assert "BlockingIOError" in log
@@ -97,7 +95,7 @@ def test_the_engine_holds_a_fork_bomb_between_two_looks(engine, tmp_path):
 
 
 def test_one_that_never_ends_is_ended_at_its_time_limit(engine, tmp_path):
-    launcher = ContainerLauncher(IMAGE, program=("python3", "-c", "import time; time.sleep(600)"), root=tmp_path)
+    launcher = DockerLauncher(IMAGE, program=("python3", "-c", "import time; time.sleep(600)"), root=tmp_path)
     outcome = run_arm(
         "arm",
         SPEC,
@@ -105,7 +103,7 @@ def test_one_that_never_ends_is_ended_at_its_time_limit(engine, tmp_path):
         launcher=launcher,
         observer=Recording(),
         stop=threading.Event(),
-        limits=of_time.Limits(arm_seconds=8, stall_seconds=60),
+        limits=of_time.ResourceLimits(arm_seconds=8, stall_seconds=60),
     )
     assert outcome.error is not None
     assert outcome.error.kind is ErrorKind.TIME_LIMIT
@@ -121,8 +119,8 @@ while True:
 
 
 def test_a_log_without_end_is_cut_even_where_its_name_is_gone(engine, tmp_path):
-    limits = Limits(disk=20 * 2**20)
-    launcher = ContainerLauncher(IMAGE, program=("python3", "-c", FLOOD), limits=limits, root=tmp_path)
+    limits = ResourceLimits(disk=20 * 2**20)
+    launcher = DockerLauncher(IMAGE, program=("python3", "-c", FLOOD), limits=limits, root=tmp_path)
     stop, observer = threading.Event(), Recording()
     outcome = run_arm(
         "arm",
@@ -131,7 +129,7 @@ def test_a_log_without_end_is_cut_even_where_its_name_is_gone(engine, tmp_path):
         launcher=launcher,
         observer=observer,
         stop=stop,
-        limits=of_time.Limits(arm_seconds=10, stall_seconds=60),
+        limits=of_time.ResourceLimits(arm_seconds=10, stall_seconds=60),
     )
     assert outcome.error is not None
     assert outcome.error.kind is ErrorKind.TIME_LIMIT
@@ -152,7 +150,7 @@ def test_no_link_or_pipe_in_its_folder_leads_the_worker_astray(engine, tmp_path,
     secret = tmp_path / "secret"
     secret.write_text('{"kind": "crash", "message": "secret"}')
     code = LINKS.format(secret=str(secret))
-    launcher = ContainerLauncher(IMAGE, program=("python3", "-c", code), root=tmp_path)
+    launcher = DockerLauncher(IMAGE, program=("python3", "-c", code), root=tmp_path)
     outcome, log = run(tmp_path / "attempt" / "arm", launcher)
     assert outcome.error is not None
     assert "password" not in log

@@ -15,7 +15,7 @@ from tests.container.conftest import IMAGE
 from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, run, tiny
 from worker.launch import LaunchError, LocalLauncher
-from worker.launch.docker.launcher import ContainerLauncher
+from worker.launch.docker.launcher import DockerLauncher
 from worker.runner.follow import Stopped, run_arm
 
 SLEEP = ("python3", "-c", "import time; print('asleep', flush=True); time.sleep(600)")
@@ -42,7 +42,7 @@ def test_an_arm_of_two_ranks_gives_the_numbers_that_it_gives_on_the_host(engine,
 
 
 def test_it_is_confined_as_the_engine_can(engine, tmp_path):
-    launcher = ContainerLauncher(IMAGE, program=SLEEP, root=tmp_path)
+    launcher = DockerLauncher(IMAGE, program=SLEEP, root=tmp_path)
     folder = tmp_path / "attempt" / "reference"
     running = launcher.start(SPEC, folder)
     until(lambda: asleep(folder), 60)
@@ -85,7 +85,7 @@ def test_cancel_takes_less_than_five_seconds(engine, launcher, tmp_path, record_
 
 
 def test_starting_an_arm_twice_leaves_one_container(engine, tmp_path):
-    launcher = ContainerLauncher(IMAGE, program=SLEEP, root=tmp_path)
+    launcher = DockerLauncher(IMAGE, program=SLEEP, root=tmp_path)
     first = launcher.start(SPEC, tmp_path / "attempt" / "reference")
     second = launcher.start(SPEC, tmp_path / "attempt" / "reference")
     assert containers(engine, tmp_path) == ["attempt-reference"]
@@ -99,15 +99,15 @@ STARTER = """
 import sys
 from pathlib import Path
 from tests.container.test_launcher import SLEEP, SPEC
-from worker.launch.docker.launcher import ContainerLauncher
+from worker.launch.docker.launcher import DockerLauncher
 root = Path(sys.argv[2])
-running = ContainerLauncher(sys.argv[1], program=SLEEP, root=root).start(SPEC, root / "dead" / "reference")
+running = DockerLauncher(sys.argv[1], program=SLEEP, root=root).start(SPEC, root / "dead" / "reference")
 sys.stdin.read()
 """
 
 
 def test_what_a_killed_worker_left_is_swept_and_nothing_else(engine, tmp_path):
-    living = ContainerLauncher(IMAGE, program=SLEEP, root=tmp_path)
+    living = DockerLauncher(IMAGE, program=SLEEP, root=tmp_path)
     kept = living.start(SPEC, tmp_path / "living" / "reference")
     command = [sys.executable, "-c", STARTER, IMAGE, str(tmp_path)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE) as worker:
@@ -115,14 +115,14 @@ def test_what_a_killed_worker_left_is_swept_and_nothing_else(engine, tmp_path):
         worker.send_signal(signal.SIGKILL)
         worker.wait()
     assert containers(engine, tmp_path) == ["dead-reference", "living-reference"]
-    ContainerLauncher(IMAGE, root=tmp_path).close()
+    DockerLauncher(IMAGE, root=tmp_path).close()
     assert containers(engine, tmp_path) == ["living-reference"]
     assert kept.poll() is None
     kept.stop()
 
 
 def test_a_container_that_somebody_else_removes_is_an_error_that_says_so(engine, tmp_path):
-    launcher = ContainerLauncher(IMAGE, program=SLEEP, root=tmp_path)
+    launcher = DockerLauncher(IMAGE, program=SLEEP, root=tmp_path)
     folder = tmp_path / "attempt" / "reference"
 
     def remove() -> None:
@@ -139,7 +139,7 @@ def test_a_container_that_somebody_else_removes_is_an_error_that_says_so(engine,
 
 def test_an_image_that_nobody_has_is_refused_when_the_worker_starts(engine):
     with pytest.raises(LaunchError, match=r"^the image localhost:1/nobody:1 is not on this host and cannot be pulled"):
-        ContainerLauncher("localhost:1/nobody:1")
+        DockerLauncher("localhost:1/nobody:1")
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="says what happens without a GPU, and there is one")

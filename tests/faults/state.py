@@ -56,14 +56,14 @@ def optimizer_steps_twice():
 @fault("clipwatch training", step=2, suites=("privacy",))
 def learning_rate_constant():
     """The schedule of the learning rate is never stepped."""
-    edit("worker.training.private:OpacusTrainee.step", ("self.schedule.step()", "pass"))
+    edit("worker.training.private:OpacusTrainer.step", ("self.schedule.step()", "pass"))
 
 
 @fault("clipwatch training", step=4, suites=("privacy",))
 def noise_restarts_at_resume():
     """Resuming does not restore the noise generator, so that noise is used twice."""
     edit(
-        "worker.training.private:OpacusTrainee.load", ('self.optimizer.generator.set_state(saved["generator"])', "pass")
+        "worker.training.private:OpacusTrainer.load", ('self.optimizer.generator.set_state(saved["generator"])', "pass")
     )
 
 

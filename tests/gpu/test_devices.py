@@ -9,9 +9,9 @@ import torch
 from service.contract import Arm, Device, Mode, Verdict
 from tests.worker.conductor.conducting import compared
 from tests.worker.workloads import Recording
-from worker.conductor import run_comparison
 from worker.launch import LocalLauncher
 from worker.launch.devices import Devices
+from worker.runner import run_comparison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 PATIENCE = 120
@@ -56,6 +56,6 @@ def test_arms_side_by_side_see_one_gpu_each(tmp_path) -> None:
 
 def test_what_arms_on_gpus_run_with_is_known() -> None:
     arm = Arm(mode=Mode.FLASH, world_size=1, device=Device.CUDA)
-    place = LocalLauncher().place(arm)
-    assert place is not None
-    assert torch.cuda.get_device_name(0) in place["hardware"]
+    provenance = LocalLauncher().provenance(arm)
+    assert provenance is not None
+    assert torch.cuda.get_device_name(0) in provenance["hardware"]

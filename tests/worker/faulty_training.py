@@ -48,10 +48,10 @@ def other_noise():
 
 
 def noise_on_every_rank():
-    from opacus.optimizers import DPOptimizerFastGradientClipping as Alone
+    from opacus.optimizers import DPOptimizerFastGradientClipping as SingleNode
     from opacus.optimizers.ddpoptimizer_fast_gradient_clipping import DistributedDPOptimizerFastGradientClipping
 
-    DistributedDPOptimizerFastGradientClipping.add_noise = Alone.add_noise
+    DistributedDPOptimizerFastGradientClipping.add_noise = SingleNode.add_noise
 
 
 def one_step_less():

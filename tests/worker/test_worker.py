@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from service.actions import submit
+from service.actions.submit import submit
 from service.contract import Mode
-from service.queue import Bell, Sweeper
+from service.queue import Notifier, Sweeper
 from service.settings import Settings
 from service.store import ComparisonRepository, Database, now
 from tests.processes import alive, running
@@ -19,7 +19,7 @@ READY = "ready."
 
 @pytest.fixture
 def bell(settings):
-    opened = Bell(settings)
+    opened = Notifier(settings)
     yield opened
     opened.close()
 
@@ -52,21 +52,21 @@ class TestRedisAndPostgres:
         )
 
     @pytest.mark.slow
-    def test_after_kill_9_another_worker_finishes(self, database, bell, settings, tmp_path) -> None:
+    def test_after_kill_9_another_worker_finishes(self, database, notifier, settings, tmp_path) -> None:
         comparison = tiny(reference=Mode.GHOST, candidate=Mode.GHOST, num_samples=200)
         with running(["worker"], settings, tmp_path / "first.log") as first:
             first.says(READY)
-            public_id = submit(database, bell, settings, comparison).row.public_id
+            public_id = submit(database, notifier, settings, comparison).row.public_id
             until(lambda: training(database, public_id), 60)
             family = first.family()
             first.end(signal.SIGKILL)
         for orphan in alive(family):
             orphan.kill()
         assert row(database, public_id).status == "running"
-        sweeper = Sweeper(database, bell, settings)
+        sweeper = Sweeper(database, notifier, settings)
         with running(["worker"], settings, tmp_path / "second.log") as second:
             second.says(READY)
-            until(lambda: sweeper.sweep().taken_back, 20)
+            until(lambda: sweeper.sweep().reclaimed, 20)
             until(lambda: row(database, public_id).status == "finished", 90)
             assert second.end() == 0
         done = row(database, public_id)
@@ -83,13 +83,13 @@ class TestEmbedded:
         return "sqlite"
 
     @pytest.mark.slow
-    def test_on_sigterm_it_gives_back_what_it_had_and_goes(self, database, bell, settings, tmp_path) -> None:
+    def test_on_sigterm_it_gives_back_what_it_had_and_goes(self, database, notifier, settings, tmp_path) -> None:
         with database.write() as session:
             moment = now(session)
             comparison = tiny(num_samples=400_000)
             public_id = ComparisonRepository(session).add(comparison, moment, ring_after=moment).public_id
-        # In one bell with another, as a busy service rings.
-        bell.ring("cmp_gone", public_id)
+        # In one notifier with another, as a busy service rings.
+        notifier.notify("cmp_gone", public_id)
         with running(["worker"], settings, tmp_path / "worker.log") as worker:
             until(lambda: training(database, public_id), 60)
             family = worker.family()
@@ -103,13 +103,13 @@ class TestEmbedded:
         assert (given_back.status, [attempt.state for attempt in given_back.attempts]) == ("queued", ["released"])
 
     @pytest.mark.slow
-    def test_it_takes_what_waits_without_another_bell(self, database, bell, settings, tmp_path) -> None:
+    def test_it_takes_what_waits_without_another_bell(self, database, notifier, settings, tmp_path) -> None:
         with database.write() as session:
             moment = now(session)
             several = [ComparisonRepository(session).add(tiny(), moment, ring_after=moment) for _ in range(3)]
             ids = [comparison.public_id for comparison in several]
-        # A bell that is stale says "look" as any other does.
-        bell.ring("cmp_gone")
+        # A notifier that is stale says "look" as any other does.
+        notifier.notify("cmp_gone")
         with running(["worker"], settings, tmp_path / "worker.log") as worker:
             until(lambda: all(row(database, public_id).status == "finished" for public_id in ids), 120)
             assert worker.end() == 0

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from service.contract import Arm, ArmSpec, Device, Kernels, Mode, ModelSpec, Workload
-from worker.conductor import ArmOutcome
 from worker.launch import Launcher, LocalLauncher
+from worker.runner import ArmOutcome
 from worker.runner.follow import run_arm
 
 TINY_MODEL = ModelSpec(vocab_size=50, hidden_size=16, num_heads=2, num_layers=2, max_length=8)

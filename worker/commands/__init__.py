@@ -1,0 +1,1 @@
+"""The commands that a worker install adds to `clipwatch`."""

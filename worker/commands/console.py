@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from service.contract import ArmStart, Gate, Judgement, StepRecord, Subject
-from worker.conductor import ArmOutcome
+from worker.runner import ArmOutcome
 
 # Where no terminal follows along, a line every tenth of an arm.
 LINES_PER_ARM = 10

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from service.commands.doctor import Check, Problem
+from service.commands.doctor import Check, CheckFailed
 from service.settings import Settings
 from worker.fleet.membership import HostError, describe_host
 from worker.launch import LaunchError
@@ -40,11 +40,11 @@ def _devices(_: Settings) -> str:
 
     if not torch.cuda.is_available():
         if torch.version.cuda:
-            raise Problem("torch is built for CUDA and sees no GPU")
+            raise CheckFailed("torch is built for CUDA and sees no GPU")
         return "CPU alone, gloo"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if len(gpus) > 1 and not dist.is_nccl_available():
-        raise Problem("several GPUs, and this torch has no NCCL")
+        raise CheckFailed("several GPUs, and this torch has no NCCL")
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none"
     return f"{len(gpus)} × {gpus[0]}, NCCL {nccl}"
 
@@ -54,7 +54,7 @@ def _isolation(settings: Settings) -> str:
     if settings.isolation == "off":
         return "off: arms may read whatever the worker may"
     if known < 6:
-        raise Problem(f"this kernel knows Landlock {known or 'not at all'}; 6 is what keeps arms from signals too")
+        raise CheckFailed(f"this kernel knows Landlock {known or 'not at all'}; 6 is what keeps arms from signals too")
     return f"{settings.isolation}, Landlock {known}"
 
 
@@ -64,7 +64,7 @@ def _fleet(settings: Settings) -> str:
     try:
         host = describe_host(settings, local_launcher(settings))
     except HostError as fault:
-        raise Problem(str(fault)) from fault
+        raise CheckFailed(str(fault)) from fault
     return f"{host.name} at {host.address} on {host.nic}, {host.gpus} GPUs"
 
 
@@ -75,5 +75,5 @@ def _containers(settings: Settings) -> str:
         engine = connect(settings.container_engine)
         image = find_image(settings.container_engine, settings.container_image)
     except LaunchError as fault:
-        raise Problem(str(fault)) from fault
+        raise CheckFailed(str(fault)) from fault
     return f"engine {engine.version()['Version']}, image {settings.container_image} ({image.short_id})"

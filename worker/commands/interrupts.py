@@ -11,7 +11,7 @@ import click
 
 from service.commands.signals import stop_event
 from service.contract import Verdict
-from worker.conductor import Stopped
+from worker.runner import Stopped
 
 EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1}
 ERROR, INTERRUPTED = 3, 130

@@ -12,17 +12,17 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from service.commands.errors import Fault as Fatal
+from service.commands.errors import CommandError
 from service.contract import Device, Verdict
 from worker.commands.console import stderr_console
 from worker.commands.interrupts import interruptible
 from worker.commands.suite import share_cores, suite_from
 from worker.commands.workload_options import choice
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.suite import Result, on_device
 from worker.selftest.fault import Fault
 from worker.selftest.load import DEFAULT_FOLDER, FaultsError, environment_with, load_faults
-from worker.selftest.run import Detection, Member, SelfTest, members_of
+from worker.selftest.run import Detection, SelfTest, SuiteMember, members_of
 from worker.selftest.table import document, markdown, print_table, summary
 
 NOT_FOUND = 1
@@ -70,7 +70,7 @@ def selftest(
     share_cores(jobs)
     with (
         tempfile.TemporaryDirectory(prefix="clipwatch-selftest-") as work,
-        ForkedLauncher(environment_with(folder)) as launcher,
+        ForkLauncher(environment_with(folder)) as launcher,
     ):
         detections = interruptible(
             lambda stop: _run(members, faults, Path(work), launcher, stop, jobs, all_comparisons)
@@ -97,10 +97,10 @@ def _chosen(folder: Path, ids: tuple[str, ...]) -> list[Fault]:
 
 
 def _run(
-    members: list[Member],
+    members: list[SuiteMember],
     faults: list[Fault],
     folder: Path,
-    launcher: ForkedLauncher,
+    launcher: ForkLauncher,
     stop: threading.Event,
     jobs: int,
     every: bool,
@@ -108,7 +108,7 @@ def _run(
     console, test = stderr_console(), SelfTest(folder, launcher, stop, jobs)
     passed = test.clean(members, lambda result: _report_clean(console, result))
     if not passed:
-        raise Fatal("no comparison passes without a fault, so none can prove anything")
+        raise CommandError("no comparison passes without a fault, so none can prove anything")
     console.print(f"{len(passed)} of {len(members)} comparisons pass without a fault and take part.", highlight=False)
     done: list[Detection] = []
 

@@ -1,6 +1,7 @@
 """Command-line options for which Opacus an arm runs."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ FIELDS: list[tuple[str, Any, str]] = [
 ]
 
 
-def source_options(*roles: str) -> Any:
+def source_options(*roles: str) -> Callable[[Command], Command]:
     """Add the options of an arm's source, and for each of `roles` those that outweigh them for it."""
 
     def add(command: Command) -> Command:

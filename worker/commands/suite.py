@@ -22,7 +22,7 @@ from worker.commands.interrupts import ERROR, EXIT, fresh_folder, interruptible
 from worker.commands.source_options import source_options, with_source
 from worker.commands.workload_options import choice
 from worker.launch import Launcher, LocalLauncher
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.suite import ARMS, Result, on_device, run_suite, verdict_of, with_arms
 
 COLOURS = {Verdict.PASSED: "green", Verdict.FAILED: "bold red"}
@@ -81,7 +81,7 @@ def run(
         loaded = on_device(loaded, Device(device))
     folder = fresh_folder(output)
     with ExitStack() as stack:
-        launcher = stack.enter_context(ForkedLauncher()) if fast else LocalLauncher()
+        launcher = stack.enter_context(ForkLauncher()) if fast else LocalLauncher()
         results = interruptible(lambda stop: _run(loaded, folder, launcher, stop, jobs))
     document = _document(loaded, results)
     (folder / "suite.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

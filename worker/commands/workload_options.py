@@ -49,7 +49,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         return click.option(f"{flag}/--no-{flag[2:]}", default=default, show_default=True, help=text)
     if get_origin(annotation) is tuple:
         return click.option(flag, multiple=True, help=f"{text} May be given several times.")
-    kind = next((part for part in get_args(annotation) if part is not NoneType), annotation)
+    kind: Any = next((part for part in get_args(annotation) if part is not NoneType), annotation)
     return click.option(
         flag,
         type=choice(kind) if issubclass(kind, StrEnum) else kind,

@@ -1,4 +1,4 @@
-"""Conducts what the bell rang for: claim, keep the lease, run, and record with the fencing token."""
+"""Conducts what the notifier rang for: claim, keep the lease, run, and record with the fencing token."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ from service.telemetry import bound, span
 from worker.conductor.lease import Lease, Reason
 from worker.fleet.head import Fleet
 from worker.launch import Launcher
-from worker.launch.devices import Places
-from worker.launch.provenance import HasPlace
-from worker.runner.arm_cache import KeptArms
+from worker.launch.devices import DevicePool
+from worker.launch.provenance import Reusable
+from worker.runner.arm_cache import ArmCache
 from worker.runner.comparison import Outcome, Stopped, run_comparison
 from worker.runner.prepare import make_checkout
-from worker.runner.timeouts import Limits
+from worker.runner.timeouts import Timeouts
 from worker.runner.workdir import attempt_folder
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Conductor:
         artifacts: ArtifactFolder,
         settings: Settings,
         launcher: Launcher,
-        places: Places | None = None,
+        places: DevicePool | None = None,
         fleet: Fleet | None = None,
     ) -> None:
         """Comparisons share `places`; without them each runs its arms one after another.
@@ -59,7 +59,7 @@ class Conductor:
     def look(self, public_id: str) -> None:
         """Conducts this comparison, and then what waits, for as long as there is something that it can conduct.
 
-        Whatever the bell was for: Celery hears the next one up to two seconds later, behind any that are stale.
+        Whatever the notifier was for: Celery hears the next one up to two seconds later, behind any that are stale.
         """
         due: str | None = public_id
         while due is not None:
@@ -135,7 +135,7 @@ class Conductor:
                 nodes = self._fleet.reserve(session, claim) if claim and self._fleet else []
         except NoHosts as shortage:
             assert self._fleet is not None
-            self._fleet.put_off(public_id, shortage)
+            self._fleet.defer(public_id, shortage)
             return None
         if claim is None:
             return None
@@ -151,7 +151,7 @@ class Conductor:
                     observer=lease,
                     stop=lease.stop,
                     checkout=self._checkout,
-                    limits=Limits(self._settings.arm_seconds, self._settings.stall_seconds),
+                    limits=Timeouts(self._settings.arm_seconds, self._settings.stall_seconds),
                     # On other hosts nobody says which devices are free: there an attempt has all of them, in turn.
                     places=None if claim.comparison.nodes > 1 else self._places,
                     kept=self._kept(claim, launcher),
@@ -171,10 +171,10 @@ class Conductor:
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
         return self._record(claim, lease, result)
 
-    def _kept(self, claim: Claim, launcher: Launcher) -> KeptArms | None:
-        if not isinstance(launcher, HasPlace):
+    def _kept(self, claim: Claim, launcher: Launcher) -> ArmCache | None:
+        if not isinstance(launcher, Reusable):
             return None
-        return KeptArms(self._artifacts, launcher, f"{claim.public_id}/{claim.number}")
+        return ArmCache(self._artifacts, launcher, f"{claim.public_id}/{claim.number}")
 
     def _lose(self, claim: Claim, lease: Lease, reason: str) -> None:
         """Gives the comparison back, for other hosts to try, as often as an attempt may be lost."""

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.contract import ArmStart, StepRecord
 from service.settings import Settings
-from service.store import ArmProgress, AttemptRepository, Claim, Database, LogRepository, Progress, now
+from service.store import ArmProgress, AttemptProgress, AttemptRepository, Claim, Database, LogRepository, now
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Reason(Enum):
 class Lease:
     """Renews the lease from a thread of its own, so that no slow arm, judge or plot loses it.
 
-    It is the `Observer` of the comparison: what it is told goes to the store with the next heartbeat. `stop` is
+    It is the `RunObserver` of the comparison: what it is told goes to the store with the next heartbeat. `stop` is
     set, with a `reason`, when the arms must end. A conducting thread that does not come to an end after that is
     given up: the lease is renewed no more, and somebody else takes the comparison back.
     """
@@ -48,7 +48,7 @@ class Lease:
         self._begun = self._renewed = time.monotonic()
         self._ended: float | None = None
         self._lock = threading.Lock()
-        self._progress = Progress()
+        self._progress = AttemptProgress()
         self._pending: list[tuple[str, str]] = []
         self._room = settings.max_log_chars
         self._closed = threading.Event()
@@ -133,7 +133,7 @@ class Lease:
     def _transact(self, write: Callable[[Session, AttemptRepository], T]) -> T | None:
         """One heartbeat and `write` in one transaction; nothing if the lease is lost."""
         with self._lock:
-            progress = Progress(
+            progress = AttemptProgress(
                 self._progress.phase, {r: ArmProgress(**vars(a)) for r, a in self._progress.arms.items()}
             )
             texts, self._pending = self._pending, []

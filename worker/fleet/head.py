@@ -9,12 +9,11 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service.contract import ArmSpec, Comparison, Device
-from service.queue import Bell
-from service.queue.liveness import Silence
+from service.queue import Notifier
+from service.queue.liveness import LivenessMonitor
 from service.settings import Settings
 from service.store import (
     AgentRepository,
-    AgentSight,
     AgentState,
     Claim,
     ComparisonRepository,
@@ -22,18 +21,19 @@ from service.store import (
     HeldLease,
     HostRepository,
     Node,
+    NodeTaskStatus,
     NoHosts,
     now,
 )
 from worker.fleet.membership import Membership
 from worker.fleet.node_agent import digest_of
 from worker.launch import FleetLauncher, LaunchError, LocalLauncher
-from worker.launch.multinode import Failure, Part, resolve_spread
-from worker.launch.rendezvous import Meeting
+from worker.launch.multinode import NodeFailure, NodeTask, resolve_spread
+from worker.launch.rendezvous import MultiNode
 
 log = logging.getLogger(__name__)
 
-# A bell that nobody has heard is rung again; the row is what counts.
+# A notifier that nobody has heard is rung again; the row is what counts.
 RING_SECONDS = 5.0
 
 
@@ -41,9 +41,14 @@ class Fleet:
     """What a conductor needs to use the hosts of a fleet."""
 
     def __init__(
-        self, database: Database, bell: Bell, settings: Settings, launcher: LocalLauncher, membership: Membership
+        self,
+        database: Database,
+        notifier: Notifier,
+        settings: Settings,
+        launcher: LocalLauncher,
+        membership: Membership,
     ) -> None:
-        self._database, self._bell, self._settings = database, bell, settings
+        self._database, self._notifier, self._settings = database, notifier, settings
         self._launcher, self._membership = launcher, membership
 
     def reserve(self, session: Session, claim: Claim) -> list[Node]:
@@ -58,7 +63,7 @@ class Fleet:
         lease = timedelta(seconds=self._settings.lease_seconds)
         return hosts.reserve(claim.attempt_id, head, comparison.nodes, gpus, now(session), lease)
 
-    def put_off(self, public_id: str, shortage: NoHosts) -> None:
+    def defer(self, public_id: str, shortage: NoHosts) -> None:
         """Leaves a comparison queued, or ends it when hosts have been too few for too long. The sweeper rings again.
 
         While there are enough hosts but others hold them, younger comparisons come after this one: otherwise those of
@@ -68,14 +73,14 @@ class Fleet:
         waited = timedelta(seconds=self._settings.fleet_wait_seconds)
         with self._database.write() as session:
             comparisons = ComparisonRepository(session)
-            comparisons.want_hosts(public_id, None if shortage.short else shortage.count)
+            comparisons.enqueue_hosts(public_id, None if shortage.short else shortage.count)
             if shortage.short:
                 error = f"{shortage}, for {waited.total_seconds():g} s (fleet_wait_seconds)"
                 comparisons.give_up(public_id, error, now(session), waited)
 
     def launcher(self, claim: Claim, nodes: Sequence[Node]) -> FleetLauncher:
         """The launcher of one attempt, on the hosts that it holds."""
-        hosts = AttemptHosts(self._database, self._bell, self._settings, claim, nodes)
+        hosts = AttemptHosts(self._database, self._notifier, self._settings, claim, nodes)
         return FleetLauncher(
             self._launcher, hosts, self._settings.meeting_ports, self._settings.fleet_collective_seconds
         )
@@ -96,39 +101,43 @@ class Fleet:
 class AttemptHosts:
     """The hosts that an attempt holds."""
 
-    def __init__(self, database: Database, bell: Bell, settings: Settings, claim: Claim, nodes: Sequence[Node]) -> None:
-        self._database, self._bell, self._settings = database, bell, settings
+    def __init__(
+        self, database: Database, notifier: Notifier, settings: Settings, claim: Claim, nodes: Sequence[Node]
+    ) -> None:
+        self._database, self._notifier, self._settings = database, notifier, settings
         self._claim, self._nodes = claim, nodes
 
-    def meeting(self, nodes: int, port: int, job: str) -> Meeting:
+    def meeting(self, nodes: int, port: int, job: str) -> MultiNode:
         head = self._nodes[0].host
         job = f"{self._claim.attempt_id}-{job}"
-        return Meeting(head.address, port, job, 0, nodes, head.nic, self._settings.fleet_join_seconds)
+        return MultiNode(head.address, port, job, 0, nodes, head.nic, self._settings.fleet_join_seconds)
 
-    def begin(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> "AttemptParts":
+    def begin(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> "AttemptNodeTasks":
         nodes = self._nodes[: spec.arm.nodes]
         with self._database.write() as session:
             agents = AgentRepository(session)
             ids = agents.ask(self._claim.token, role, nodes, spec, port, digest_of(source), now(session))
         # A lost lease has nobody asked, and the head is told to stop with its next heartbeat.
         queues = [node.host.queue for node in nodes[1:]] if ids else []
-        return AttemptParts(self._database, self._bell, self._settings, dict(zip(ids or [], queues, strict=True)))
+        return AttemptNodeTasks(
+            self._database, self._notifier, self._settings, dict(zip(ids or [], queues, strict=True))
+        )
 
 
-class AttemptParts:
+class AttemptNodeTasks:
     """The agents of one arm, as rows that their hosts renew. Looked at as often as a heartbeat comes."""
 
-    def __init__(self, database: Database, bell: Bell, settings: Settings, queues: dict[int, str]) -> None:
-        self._database, self._bell, self._settings, self._queues = database, bell, settings, queues
-        self._silence = Silence()
+    def __init__(self, database: Database, notifier: Notifier, settings: Settings, queues: dict[int, str]) -> None:
+        self._database, self._notifier, self._settings, self._queues = database, notifier, settings, queues
+        self._liveness = LivenessMonitor()
         self._begun = self._rung = time.monotonic()
         self._looked = float("-inf")
-        self._parts: list[Part] = []
+        self._parts: list[NodeTask] = []
         self._lost: dict[int, str] = {}
         self._told = False
         self._ring(queues)
 
-    def look(self) -> Sequence[Part]:
+    def look(self) -> Sequence[NodeTask]:
         moment = time.monotonic()
         if moment - self._looked >= self._settings.heartbeat_seconds:
             self._looked = moment
@@ -149,7 +158,7 @@ class AttemptParts:
         except Exception as error:
             log.warning("cannot tell the hosts to stop, they will see that their attempt has ended: %s", error)
 
-    def _see(self, sights: Sequence[AgentSight], moment: float) -> None:
+    def _see(self, sights: Sequence[NodeTaskStatus], moment: float) -> None:
         silent = self._silent(sights)
         for sight in sights:
             reason = self._reason(sight, sight.id in silent, moment)
@@ -161,12 +170,12 @@ class AttemptParts:
             self._rung = moment
             self._ring(unheard)
 
-    def _silent(self, sights: Sequence[AgentSight]) -> set[int]:
+    def _silent(self, sights: Sequence[NodeTaskStatus]) -> set[int]:
         lease = timedelta(seconds=self._settings.lease_seconds)
         held = [HeldLease(str(s.id), s.heartbeat_at, lease) for s in sights if s.state is AgentState.RUNNING]
-        return {int(lease.token) for lease in self._silence.past(held)}
+        return {int(lease.token) for lease in self._liveness.expired(held)}
 
-    def _reason(self, sight: AgentSight, silent: bool, moment: float) -> str | None:
+    def _reason(self, sight: NodeTaskStatus, silent: bool, moment: float) -> str | None:
         """Why nothing more is to be expected from a host, in words. One that was told to end is not lost by that."""
         if silent:
             return f"was not heard of for {self._settings.lease_seconds:g} s (lease_seconds)"
@@ -176,11 +185,11 @@ class AttemptParts:
             return f"had not begun after {self._settings.fleet_join_seconds:g} s (fleet_join_seconds)"
         return None
 
-    def _part(self, sight: AgentSight) -> Part:
+    def _part(self, sight: NodeTaskStatus) -> NodeTask:
         ended, lost = sight.state is AgentState.ENDED, self._lost.get(sight.id)
-        failures = [Failure(failure.at, failure.error) for failure in sight.end.failures]
-        return Part(sight.node, sight.host, ended, lost, sight.end.exit_status, failures, sight.end.log_tail)
+        failures = [NodeFailure(failure.at, failure.error) for failure in sight.end.failures]
+        return NodeTask(sight.node, sight.host, ended, lost, sight.end.exit_status, failures, sight.end.log_tail)
 
     def _ring(self, ids: Sequence[int] | dict[int, str]) -> None:
         for agent_id in ids:
-            self._bell.ring_host(self._queues[agent_id], agent_id)
+            self._notifier.notify_host(self._queues[agent_id], agent_id)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from service.queue import Bell
+from service.queue import Notifier
 from service.settings import Settings
 from service.store import Database
 from worker.fleet.head import Fleet
@@ -14,7 +14,7 @@ from worker.launch import LocalLauncher
 
 
 @dataclass(frozen=True)
-class Member:
+class FleetMember:
     """`fleet` for its conductor, `agents` for the bells in its own `queue`."""
 
     fleet: Fleet
@@ -23,7 +23,7 @@ class Member:
 
 
 @contextmanager
-def membership(database: Database, settings: Settings, launcher: LocalLauncher) -> Iterator[Member | None]:
+def membership(database: Database, settings: Settings, launcher: LocalLauncher) -> Iterator[FleetMember | None]:
     """Takes part in the fleet while it is entered; nothing where the settings ask for no fleet.
 
     Raises:
@@ -32,10 +32,10 @@ def membership(database: Database, settings: Settings, launcher: LocalLauncher) 
     if settings.launcher != "fleet":
         yield None
         return
-    bell = Bell(settings)
+    notifier = Notifier(settings)
     try:
         with Membership(database, describe_host(settings, launcher), settings) as here:
-            fleet = Fleet(database, bell, settings, launcher, here)
-            yield Member(fleet, Agents(database, settings, launcher, here), here.host.queue)
+            fleet = Fleet(database, notifier, settings, launcher, here)
+            yield FleetMember(fleet, Agents(database, settings, launcher, here), here.host.queue)
     finally:
-        bell.close()
+        notifier.close()

@@ -16,7 +16,7 @@ from worker.launch import Launcher
 
 log = logging.getLogger(__name__)
 
-QUEUE = "clipwatch.host"
+HOST_QUEUE = "clipwatch.host"
 
 
 class HostError(ValueError):
@@ -33,7 +33,7 @@ def describe_host(settings: Settings, launcher: Launcher) -> Host:
     nic, address = _interface(settings.host_nic, settings.host_address)
     each = launcher.resolve(Arm(mode=Mode.FLASH_FSDP))
     gpus = (each.world_size or 0) if each.device is Device.CUDA else 0
-    return Host(name, address, nic, gpus, f"{QUEUE}.{name}")
+    return Host(name, address, nic, gpus, f"{HOST_QUEUE}.{name}")
 
 
 def _interface(nic: str, address: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Runs this host's part of an arm whose head is another host: what to run stands in the row that the bell names."""
+"""Runs this host's part of an arm whose head is another host: what to run stands in the row that the notifier names."""
 
 import logging
 import threading
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from service.contract import ArmError, ErrorKind
 from service.settings import Settings
-from service.store import AgentEnd, AgentFailure, AgentRepository, AgentTask, Database, now
+from service.store import AgentEnd, AgentRepository, AgentTask, Database, NodeFailure, now
 from worker.checkout import CheckoutError, Interrupted, Source
 from worker.fleet.membership import Membership
 from worker.launch import LocalLauncher
 from worker.launch.files import content
 from worker.launch.protocol import LOG
-from worker.launch.rendezvous import Meeting
+from worker.launch.rendezvous import MultiNode
 from worker.runner.follow import POLL_SECONDS, described_errors
 from worker.runner.prepare import make_checkout
 from worker.runner.workdir import attempt_folder
@@ -69,7 +69,7 @@ class Agents:
         return source
 
     def _run(self, task: AgentTask, folder: Path, source: Source, stop: threading.Event) -> AgentEnd:
-        meeting = Meeting(
+        meeting = MultiNode(
             task.head,
             task.port,
             task.job,
@@ -84,11 +84,11 @@ class Agents:
                 continue
         finally:
             running.stop()
-        failures = [AgentFailure(at, error) for at, error in described_errors(folder)]
+        failures = [NodeFailure(at, error) for at, error in described_errors(folder)]
         text = content(folder / LOG).decode("utf-8", errors="replace")
         return self._ended(running.poll(), failures, text[-LOG_CHARS:])
 
-    def _ended(self, status: int | None, failures: Sequence[AgentFailure] = (), text: str = "") -> AgentEnd:
+    def _ended(self, status: int | None, failures: Sequence[NodeFailure] = (), text: str = "") -> AgentEnd:
         """What a worker that leaves has ended, has not ended by itself."""
         return AgentEnd(None if self._leaving.is_set() else status, failures, text)
 
@@ -159,4 +159,4 @@ def digest_of(source: Path | None) -> str:
 
 
 def _failed(kind: ErrorKind, message: str) -> AgentEnd:
-    return AgentEnd(1, [AgentFailure(time.time(), ArmError(kind=kind, message=message))])
+    return AgentEnd(1, [NodeFailure(time.time(), ArmError(kind=kind, message=message))])

@@ -8,7 +8,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 from service.contract import Gate, Workload
 from worker.judge.measure import Measured, measure
-from worker.judge.pair import Pair, Reading
+from worker.judge.pair import GateResult, RecordPair
 
 # Opacus' PRV accountant: the error it allows itself in ε, and in δ as a share of δ (its defaults).
 EPS_ERROR, DELTA_ERROR = 0.01, 1e-3
@@ -22,7 +22,7 @@ MOST_LEVELS = 32
 Schedule = tuple[tuple[float, int], ...]
 
 
-def epsilon_gate(pair: Pair) -> Reading:
+def epsilon_gate(pair: RecordPair) -> GateResult:
     """ε at the end of both records, at the δ of the workload. Infinite on both sides is equal: σ was 0."""
     limit = pair.comparison.limits.epsilon
     ours, theirs = (record.end.epsilon if record.end else None for record in (pair.ours, pair.theirs))
@@ -38,10 +38,10 @@ def epsilon_gate(pair: Pair) -> Reading:
         limit=limit,
         detail=f"epsilon at the end, {fault}." if fault else "",
     )
-    return Reading(gate, {})
+    return GateResult(gate, {})
 
 
-def epsilon_oracle(pair: Pair) -> Reading:
+def epsilon_oracle(pair: RecordPair) -> GateResult:
     """ε of an arm against Google's dp-accounting on the workload's σ, sampling rate and steps taken.
 
     Opacus reports the upper end of an interval: the ε of its discrete privacy loss at δ - Δδ, plus Δε, where that
@@ -71,7 +71,7 @@ def epsilon_oracle(pair: Pair) -> Reading:
         limit=limit,
         detail="" if passed else words,
     )
-    return Reading(gate, {})
+    return GateResult(gate, {})
 
 
 def allowed(workload: Workload, steps: int) -> tuple[float, float]:

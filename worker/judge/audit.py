@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.contract import FALSE_ALARM, Gate, ParameterRecord, Sketch, StepRecord, gradient_sigma
 from worker.judge.measure import NOT_FINITE
-from worker.judge.pair import Pair, Reading, by_step, parameters_of
+from worker.judge.pair import GateResult, RecordPair, by_step, parameters_of
 from worker.judge.scalars import bound
 
 # Noise is told from the clipped gradient by subtraction; what remains of that without noise, relative to it.
@@ -79,7 +79,7 @@ class Trial:
     over_steps: bool = False
 
 
-def noise_audit(pair: Pair) -> Reading:
+def noise_audit(pair: RecordPair) -> GateResult:
     """Audit the noise of `pair.theirs`.
 
     Of n elements with std s = σ·C, Σx²/s² is χ² with n degrees of freedom, by Wilson and Hilferty (1931) nearly
@@ -102,8 +102,8 @@ def noise_audit(pair: Pair) -> Reading:
 
 
 def _reading(
-    pair: Pair, observed: float | None, limit: float, step: int | None, parameter: str | None, words: str
-) -> Reading:
+    pair: RecordPair, observed: float | None, limit: float, step: int | None, parameter: str | None, words: str
+) -> GateResult:
     where = f" at step {step}" if step else ""
     gate = Gate(
         metric="noise_audit",
@@ -115,13 +115,13 @@ def _reading(
         parameter=parameter,
         detail=f"noise_audit{where}, {words}." if words else "",
     )
-    return Reading(gate, {})
+    return GateResult(gate, {})
 
 
 class _Audit:
     """All tests of an arm, made once."""
 
-    def __init__(self, pair: Pair):
+    def __init__(self, pair: RecordPair):
         self._pair = pair
         self._steps = [step for _, step in sorted(by_step(pair.theirs).items())]
         self._workload = pair.comparison.workload

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from service.contract import FLOOR, ParameterRecord, Sketch, StepRecord, deal
-from worker.judge.pair import Pair, parameters_of
+from worker.judge.pair import RecordPair, parameters_of
 from worker.judge.sketches import factor
 
 Sides = tuple[StepRecord, StepRecord] | None
@@ -13,7 +13,7 @@ Sides = tuple[StepRecord, StepRecord] | None
 NEAR, FITS = 0.01, 0.02
 
 
-def common_factor(pair: Pair, sides: Sides, broken: Sequence[str], noise: bool = False) -> float | None:
+def common_factor(pair: RecordPair, sides: Sides, broken: Sequence[str], noise: bool = False) -> float | None:
     """The one factor by which all of `broken` parameters differ, if there is one and nearly all parameters broke."""
     if sides is None or not broken:
         return None
@@ -33,7 +33,7 @@ def _of(parameter: ParameterRecord, noise: bool) -> Sketch | None:
     return parameter.noise if noise else parameter.clipped_grad
 
 
-def factor_in_words(pair: Pair, value: float, step: StepRecord | None) -> str | None:
+def factor_in_words(pair: RecordPair, value: float, step: StepRecord | None) -> str | None:
     """A factor by what it probably is, such as `0.5 × the reference's, which is 1 / the world size`."""
     if not math.isfinite(value):
         return None
@@ -41,7 +41,7 @@ def factor_in_words(pair: Pair, value: float, step: StepRecord | None) -> str | 
     return f"{value:.4g} × the {pair.names[0]}'s, which is {' or '.join(dict.fromkeys(names))}" if names else None
 
 
-def _known_factors(pair: Pair, step: StepRecord | None) -> Iterator[tuple[float, str]]:
+def _known_factors(pair: RecordPair, step: StepRecord | None) -> Iterator[tuple[float, str]]:
     workload = pair.comparison.workload
     worlds = {record.start.world_size for record in (pair.ours, pair.theirs) if record.start}
     sizes = [(float(world), "the world size") for world in sorted(worlds) if world > 1]
@@ -74,7 +74,7 @@ KINDS = (
 )
 
 
-def only_kind(pair: Pair, broken: Sequence[str]) -> str | None:
+def only_kind(pair: RecordPair, broken: Sequence[str]) -> str | None:
     """What the broken parameters are, if not all of them: one by name, one layer, or a kind of layer."""
     names = list(pair.sizes)
     if not broken or len(broken) == len(names):
@@ -90,7 +90,7 @@ def only_kind(pair: Pair, broken: Sequence[str]) -> str | None:
     )
 
 
-def untrained(pair: Pair, sides: Sides) -> tuple[str, ...]:
+def untrained(pair: RecordPair, sides: Sides) -> tuple[str, ...]:
     """Parameters without any gradient in the judged arm that have one in the other, the largest first."""
     if sides is None:
         return ()
@@ -106,7 +106,7 @@ def untrained(pair: Pair, sides: Sides) -> tuple[str, ...]:
     return tuple(name for _, name in sorted(gone, reverse=True))
 
 
-def rank_of_samples(pair: Pair, samples: Sequence[int], step: StepRecord) -> int | None:
+def rank_of_samples(pair: RecordPair, samples: Sequence[int], step: StepRecord) -> int | None:
     """The one rank whose samples these are, if the others' are sound."""
     worlds = {record.start.world_size for record in (pair.ours, pair.theirs) if record.start}
     if not samples or max(worlds, default=1) == 1 or len(samples) == step.batch_size:
@@ -116,7 +116,7 @@ def rank_of_samples(pair: Pair, samples: Sequence[int], step: StepRecord) -> int
     return ranks.pop() if len(ranks) == 1 else None
 
 
-def rank_of_noise(pair: Pair, sides: Sides) -> int | None:
+def rank_of_noise(pair: RecordPair, sides: Sides) -> int | None:
     """The one rank of sharded parameters that added no noise, or of replicated ones that should not have."""
     if sides is None:
         return None

@@ -7,7 +7,7 @@ from functools import cached_property
 from service.contract import ArmRecord, Dtype, StepRecord
 from worker.judge.blame import common_factor, factor_in_words, only_kind, rank_of_noise, rank_of_samples, untrained
 from worker.judge.measure import NOT_FINITE, Measured
-from worker.judge.pair import Pair, Reading
+from worker.judge.pair import GateResult, RecordPair
 from worker.judge.samples import parameter_of_norms, sample_factor
 
 SAME_SEED = "give the noise generator of every rank the same seed"
@@ -19,7 +19,7 @@ DETERMINISTIC = "use deterministic kernels (torch.use_deterministic_algorithms) 
 
 
 @dataclass
-class Told:
+class Explanation:
     """A likely cause in words, what to try, and whom it names."""
 
     words: list[str] = field(default_factory=list)
@@ -29,13 +29,13 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Case:
+class FailedGate:
     """A broken gate, what was measured for it, and all other gates."""
 
-    pair: Pair
-    reading: Reading
+    pair: RecordPair
+    reading: GateResult
     metric: str
-    readings: tuple[Reading, ...]
+    readings: tuple[GateResult, ...]
     oracle: ArmRecord
 
     @property
@@ -55,9 +55,9 @@ class Case:
         return [step for step, measured in self.reading.steps.items() if measured.fault]
 
 
-def explain(case: Case) -> Told:
+def explain(case: FailedGate) -> Explanation:
     """The likely cause of a broken gate."""
-    told = Told(parameter=case.reading.gate.parameter)
+    told = Explanation(parameter=case.reading.gate.parameter)
     if NOT_FINITE in case.reading.gate.detail and case.metric not in ("epsilon", "epsilon_oracle"):
         told.words.append("a value that is not finite: training diverged or overflowed, or a sample is empty")
         return told
@@ -67,7 +67,7 @@ def explain(case: Case) -> Told:
     return told
 
 
-def _when(case: Case) -> Iterator[str]:
+def _when(case: FailedGate) -> Iterator[str]:
     """What the step at which it began says."""
     workload, step = case.pair.comparison.workload, case.step
     if step is None or case.sides is None or case.metric == "steps":
@@ -82,7 +82,7 @@ def _when(case: Case) -> Iterator[str]:
         yield f"steps before {step} agree: state carried over steps (stale gradients, optimizer, seed of the noise)"
 
 
-def _general_advice(case: Case) -> Iterator[str]:
+def _general_advice(case: FailedGate) -> Iterator[str]:
     if case.metric == "steps":
         return
     if case.pair.comparison.workload.model.dropout > 0:
@@ -91,11 +91,11 @@ def _general_advice(case: Case) -> Iterator[str]:
         yield IN_FP32
 
 
-def _steps(case: Case, told: Told) -> None:
+def _steps(case: FailedGate, told: Explanation) -> None:
     told.words.append("the loader gave another number of batches, or a run ended early")
 
 
-def _loss(case: Case, told: Told) -> None:
+def _loss(case: FailedGate, told: Explanation) -> None:
     if case.step == 1:
         told.words.append("no update was made yet: the model, its initial state, the data or the loss differ")
     else:
@@ -107,7 +107,7 @@ def _loss(case: Case, told: Told) -> None:
             told.advice.append(LOSS_REDUCTION)
 
 
-def _norms(case: Case, told: Told) -> None:
+def _norms(case: FailedGate, told: Explanation) -> None:
     told.words.append("the loss agrees, so the computation of per-sample norms differs")
     if case.sides is None:
         return
@@ -124,7 +124,7 @@ def _norms(case: Case, told: Told) -> None:
     _name_parameter_of_norms(case, told)
 
 
-def _name_parameter_of_norms(case: Case, told: Told) -> None:
+def _name_parameter_of_norms(case: FailedGate, told: Explanation) -> None:
     """The oracle shows whose norms are missing; without it, a parameter that has no gradient at all may."""
     oracle = next((step for step in case.oracle.steps if step.step == case.step), None)
     suspects = [] if oracle is None else [parameter_of_norms(oracle, side) for side in reversed(case.sides or ())]
@@ -139,17 +139,17 @@ def _name_parameter_of_norms(case: Case, told: Told) -> None:
         told.advice.append(SAMPLER)
 
 
-def _factors(case: Case, told: Told) -> None:
+def _factors(case: FailedGate, told: Explanation) -> None:
     told.words.append("norms agree: C, or how the clip factor follows from norm and C, differs")
     if case.sides:
         told.rank = rank_of_samples(case.pair, case.measured.samples, case.sides[0])
 
 
-def _summary(case: Case, told: Told) -> None:
+def _summary(case: FailedGate, told: Explanation) -> None:
     told.words.append("per-sample norms agree, so their summary differs: weights of the ranks or empty slices")
 
 
-def _clipped(case: Case, told: Told) -> None:
+def _clipped(case: FailedGate, told: Explanation) -> None:
     missing = untrained(case.pair, case.sides)
     if missing and set(missing) >= set(case.measured.parameters):
         told.words.append(f"{_listed(missing)}: zero gradient in the {case.pair.names[1]}, not trained at all")
@@ -172,7 +172,7 @@ def _clipped(case: Case, told: Told) -> None:
         told.words.append(f"only {kind}")
 
 
-def _noise(case: Case, told: Told) -> None:
+def _noise(case: FailedGate, told: Explanation) -> None:
     told.words.append("gradients before noise agree: only the noise differs")
     ratio = common_factor(case.pair, case.sides, case.measured.parameters, noise=True)
     if ratio is not None:
@@ -189,21 +189,21 @@ def _noise(case: Case, told: Told) -> None:
     ]
 
 
-def _audit(case: Case, told: Told) -> None:
+def _audit(case: FailedGate, told: Explanation) -> None:
     told.words.append(
         "what is added is not noise of std σ·C, drawn anew: σ, C, the divisor, the reduction over ranks or the seed"
     )
     told.rank = rank_of_noise(case.pair, case.sides)
 
 
-def _updated(case: Case, told: Told) -> None:
+def _updated(case: FailedGate, told: Explanation) -> None:
     told.words.append("gradients and noise agree: the optimizer, its state, the learning rate or its schedule differs")
     kind = only_kind(case.pair, case.measured.parameters)
     if kind:
         told.words.append(f"only {kind}")
 
 
-def _norm_of_sum(case: Case, told: Told) -> None:
+def _norm_of_sum(case: FailedGate, told: Explanation) -> None:
     told.words.append(
         "the loss and the norms before clipping agree: the clip factor or the reduction over ranks differs"
     )
@@ -215,21 +215,21 @@ def _norm_of_sum(case: Case, told: Told) -> None:
             told.advice.append(LOSS_REDUCTION)
 
 
-def _norm_of_parameters(case: Case, told: Told) -> None:
+def _norm_of_parameters(case: FailedGate, told: Explanation) -> None:
     told.words.append("gradients before noise agree: the noise or the optimizer differs")
 
 
-def _epsilon(case: Case, told: Told) -> None:
+def _epsilon(case: FailedGate, told: Explanation) -> None:
     told.words.append(
         "training agrees: the accountant was given another σ, sample rate or number of steps, or rounds otherwise"
     )
 
 
-def _epsilon_oracle(case: Case, told: Told) -> None:
+def _epsilon_oracle(case: FailedGate, told: Explanation) -> None:
     told.words.append("the accountant was given another σ, sample rate or number of steps than the workload's")
 
 
-def _determinism(case: Case, told: Told) -> None:
+def _determinism(case: FailedGate, told: Explanation) -> None:
     told.words.append("kernels that add up in another order each time, or a generator without a seed")
     told.advice.append(DETERMINISTIC)
 
@@ -239,7 +239,7 @@ def _listed(names: tuple[str, ...], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-CAUSES: dict[str, Callable[[Case, Told], None]] = {
+CAUSES: dict[str, Callable[[FailedGate, Explanation], None]] = {
     "steps": _steps,
     "loss": _loss,
     "grad_norms": _norms,

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.contract import ArmRecord, Gate, Subject
-from worker.judge.pair import Reading, by_step
+from worker.judge.pair import GateResult, by_step
 
 # What no two runs share: how long they took and how much memory a process happened to hold.
 NEVER_THE_SAME = {"step_time", "peak_memory", "duration"}
 
 
-def determinism(candidate: ArmRecord, repeat: ArmRecord) -> Reading:
+def determinism(candidate: ArmRecord, repeat: ArmRecord) -> GateResult:
     """`observed` is the number of steps that differ in any bit of what was recorded; the limit is none.
 
     NaN equals NaN here: that it is there fails gates of its own.
@@ -39,7 +39,7 @@ def determinism(candidate: ArmRecord, repeat: ArmRecord) -> Reading:
         parameter=parameter,
         detail=f"determinism{at}, two runs of the candidate differ in {' '.join(parts)}." if apart else "",
     )
-    return Reading(gate, {})
+    return GateResult(gate, {})
 
 
 def _document(part: Any) -> Any:

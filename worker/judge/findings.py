@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from service.contract import Finding, Subject
-from worker.judge.causes import Case, explain
-from worker.judge.pair import Pair, Reading
+from worker.judge.causes import FailedGate, explain
+from worker.judge.pair import GateResult, RecordPair
 
 # The order in which a step computes its metrics: of those that break at one step the first one is the cause, the
 # others are its consequences. Of the clipped gradient and the parameters the tensors come before their norm, because
@@ -34,7 +34,7 @@ def base(metric: str) -> str:
     return metric if metric == "epsilon_oracle" else metric.removeprefix("oracle_")
 
 
-def findings(readings: Sequence[Reading], pairs: Mapping[Subject, Pair]) -> list[Finding]:
+def findings(readings: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]) -> list[Finding]:
     """The earliest broken gate of each chain with a likely cause, that of training first; none if all passed."""
     broken = [reading for reading in readings if not reading.gate.passed]
     found = []
@@ -46,17 +46,17 @@ def findings(readings: Sequence[Reading], pairs: Mapping[Subject, Pair]) -> list
     return found
 
 
-def _order(reading: Reading, chain: Sequence[str]) -> tuple[float, int, int]:
+def _order(reading: GateResult, chain: Sequence[str]) -> tuple[float, int, int]:
     gate = reading.gate
     return gate.first_step or math.inf, chain.index(base(gate.metric)), SUBJECTS.index(gate.subject)
 
 
 def _finding(
-    first: Reading, broken: Sequence[Reading], readings: Sequence[Reading], pairs: Mapping[Subject, Pair]
+    first: GateResult, broken: Sequence[GateResult], readings: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]
 ) -> Finding:
     gate = first.gate
     oracle = pairs[Subject.CANDIDATE].ours
-    case = Case(pairs[gate.subject], first, base(gate.metric), tuple(readings), oracle)
+    case = FailedGate(pairs[gate.subject], first, base(gate.metric), tuple(readings), oracle)
     told = explain(case)
     blamed = _blame(first, broken, readings)
     advice = f" Try: {'; '.join(told.advice)}." if told.advice else ""
@@ -70,7 +70,7 @@ def _finding(
     )
 
 
-def _blame(first: Reading, broken: Sequence[Reading], readings: Sequence[Reading]) -> str:
+def _blame(first: GateResult, broken: Sequence[GateResult], readings: Sequence[GateResult]) -> str:
     """Which arm is at fault, as far as the oracle and theory tell by the step of the finding."""
     judged = {reading.gate.subject for reading in readings} - {Subject.COMPARISON}
     step = first.gate.first_step or math.inf

@@ -9,7 +9,7 @@ from worker.judge.audit import noise_audit
 from worker.judge.determinism import determinism
 from worker.judge.findings import findings
 from worker.judge.measure import Measured, worse
-from worker.judge.pair import Pair, Reading
+from worker.judge.pair import GateResult, RecordPair
 from worker.judge.parameters import clipped_grads, noises, values
 from worker.judge.scalars import clip_factors, numbers, shown_factors
 from worker.judge.steps import steps_gate
@@ -20,10 +20,10 @@ class Metric:
     """What is measured at each step, and which of the tolerances it is held to."""
 
     name: str
-    measure: Callable[[Pair, float], Iterator[tuple[int, Measured]]]
+    measure: Callable[[RecordPair, float], Iterator[tuple[int, Measured]]]
     limit: str
     always: bool = True  # also without privacy
-    drifts: bool = False  # follows from parameters: see Pair.allowed
+    drifts: bool = False  # follows from parameters: see RecordPair.allowed
 
 
 # In the order in which a step computes them.
@@ -64,7 +64,7 @@ def judge(
     of clip factors where neither mode shows them. `oracle` holds the first steps of the workload, `repeat` the
     candidate once more.
     """
-    pair = Pair(comparison, Subject.COMPARISON, reference, candidate, oracle)
+    pair = RecordPair(comparison, Subject.COMPARISON, reference, candidate, oracle)
     readings = [steps_gate(pair), *_compared(pair)]
     if _private(comparison):
         readings.append(epsilon_gate(pair))
@@ -72,7 +72,7 @@ def judge(
         readings.append(determinism(candidate, repeat))
     pairs = {pair.subject: pair}
     for subject, record in ((Subject.REFERENCE, reference), (Subject.CANDIDATE, candidate)):
-        held = Pair(comparison, subject, oracle or ArmRecord(), record, oracle)
+        held = RecordPair(comparison, subject, oracle or ArmRecord(), record, oracle)
         pairs[subject] = held
         if oracle is not None:
             readings += _against_oracle(held)
@@ -87,7 +87,7 @@ def _private(comparison: Comparison) -> bool:
     return comparison.reference.mode.private or comparison.candidate.mode.private
 
 
-def _compared(pair: Pair) -> Iterator[Reading]:
+def _compared(pair: RecordPair) -> Iterator[GateResult]:
     limits, private = pair.comparison.limits, _private(pair.comparison)
     for metric in COMPARED:
         if (private or metric.always) and (metric.name != "clip_factors" or shown_factors(pair)):
@@ -100,20 +100,20 @@ def _limit(limits: Tolerances, name: str) -> float:
     return float(limit)
 
 
-def _against_oracle(pair: Pair) -> Iterator[Reading]:
+def _against_oracle(pair: RecordPair) -> Iterator[GateResult]:
     missing = _missing_in_oracle(pair)
     for metric in AGAINST_ORACLE:
         if metric.name != "oracle_clip_factors" or any(step.clip_factors is not None for step in pair.theirs.steps):
             yield _read(pair, metric, pair.default(metric.limit), missing)
 
 
-def _missing_in_oracle(pair: Pair) -> str | None:
+def _missing_in_oracle(pair: RecordPair) -> str | None:
     due = pair.comparison.oracle_due
     absent = set(range(1, due + 1)) - {step.step for step in pair.ours.steps}
     return f"step {min(absent)} is missing in the oracle" if absent else None
 
 
-def _other_size(metric: Metric, pair: Pair) -> str | None:
+def _other_size(metric: Metric, pair: RecordPair) -> str | None:
     """Norms over different numbers of parameters are of different shape, however near they are."""
     if metric.name != "parameter_norm" or pair.ours.start is None or pair.theirs.start is None:
         return None
@@ -121,7 +121,7 @@ def _other_size(metric: Metric, pair: Pair) -> str | None:
     return None if ours == theirs else f"{ours} parameters in the {pair.names[0]}, {theirs} in the {pair.names[1]}"
 
 
-def _measured(pair: Pair, metric: Metric, limit: float) -> dict[int, Measured]:
+def _measured(pair: RecordPair, metric: Metric, limit: float) -> dict[int, Measured]:
     """By step. Where more than `limit` is allowed `worst` is shrunk as much, so that it can be held to `limit`."""
     steps = dict(metric.measure(pair, limit))
     broken = [step for step, measured in steps.items() if measured.fault and metric.drifts and limit]
@@ -133,7 +133,7 @@ def _measured(pair: Pair, metric: Metric, limit: float) -> dict[int, Measured]:
     return steps
 
 
-def _read(pair: Pair, metric: Metric, limit: float, whole_fault: str | None) -> Reading:
+def _read(pair: RecordPair, metric: Metric, limit: float, whole_fault: str | None) -> GateResult:
     """`whole_fault` is what is wrong with the metric before any step is looked at."""
     steps = _measured(pair, metric, limit)
     observed: float | None = None
@@ -158,4 +158,4 @@ def _read(pair: Pair, metric: Metric, limit: float, whole_fault: str | None) -> 
         parameter=parameter,
         detail=detail,
     )
-    return Reading(gate, steps)
+    return GateResult(gate, steps)

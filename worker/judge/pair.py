@@ -30,7 +30,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Reading:
+class GateResult:
     """A gate with what was measured for it at each step, from which its cause is read."""
 
     gate: Gate
@@ -38,7 +38,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Pair:
+class RecordPair:
     """`ours` is what is held to be right, `theirs` what is judged; `oracle` says what rounding does to a step."""
 
     comparison: Comparison

@@ -20,7 +20,7 @@ from service.contract import (
     StepRecord,
 )
 from worker.judge.measure import NOT_FINITE, Measured
-from worker.judge.pair import Pair, parameters_of
+from worker.judge.pair import RecordPair, parameters_of
 from worker.judge.sketches import distance
 
 NAMED = 3
@@ -32,7 +32,7 @@ Sides = tuple[Sketches, Sketches]
 Measurements = Iterator[tuple[int, Measured]]
 
 
-def clipped_grads(pair: Pair, limit: float) -> Measurements:
+def clipped_grads(pair: RecordPair, limit: float) -> Measurements:
     """Sums of clipped gradients, relative to their norm.
 
     The scale has a floor: FLOOR × the norm of the whole gradient × √(share of the model's elements).
@@ -43,7 +43,7 @@ def clipped_grads(pair: Pair, limit: float) -> Measurements:
         yield step, _held(pair, sides, _with_norms(scale, sides), limit)
 
 
-def distances(pair: Pair) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+def distances(pair: RecordPair) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """The shared steps, and over them each parameter's relative distance of clipped gradients; NaN where missing."""
     rows: list[dict[str, float]] = []
     for _, ours, theirs in pair.shared:
@@ -55,7 +55,7 @@ def distances(pair: Pair) -> tuple[NDArray[np.float64], dict[str, NDArray[np.flo
     return steps, {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def noises(pair: Pair, limit: float) -> Measurements:
+def noises(pair: RecordPair, limit: float) -> Measurements:
     """The noise, relative to its norm or that of the clipped gradient it was told from, whichever is larger."""
     for step, ours, theirs in pair.shared:
         sides = _taken(ours, theirs, _noise)
@@ -64,7 +64,7 @@ def noises(pair: Pair, limit: float) -> Measurements:
         yield step, _held(pair, sides, _with_norms(scale, sides), limit)
 
 
-def values(pair: Pair, limit: float) -> Measurements:
+def values(pair: RecordPair, limit: float) -> Measurements:
     """Parameters after the step, relative to how far training has moved them from where they began.
 
     The scale has the floor of a gradient's. Differences are reduced by what values are rounded to, and under Adam by
@@ -113,7 +113,7 @@ def _with_norms(scale: Mapping[str, float], sides: Sides) -> dict[str, float]:
 
 
 def _held(
-    pair: Pair, sides: Sides, scale: Mapping[str, float], limit: float, forgiven: Mapping[str, float] = NOTHING
+    pair: RecordPair, sides: Sides, scale: Mapping[str, float], limit: float, forgiven: Mapping[str, float] = NOTHING
 ) -> Measured:
     """Hold the distance of each parameter that has a scale, less what is forgiven, as a share of it, to `limit`."""
     ours, theirs = sides
@@ -147,7 +147,7 @@ def _badness(gap: float) -> tuple[bool, float]:
     return not math.isnan(gap), 0.0 if math.isnan(gap) else -gap
 
 
-def _in_words(pair: Pair, sides: Sides, apart: Mapping[str, float], broken: Sequence[str], limit: float) -> str:
+def _in_words(pair: RecordPair, sides: Sides, apart: Mapping[str, float], broken: Sequence[str], limit: float) -> str:
     first, *others = broken
     norms = (f"norm {side[first].norm:.6g} in the {name}" for name, side in zip(pair.names, sides, strict=True))
     gap, far = apart[first], f"at a distance of {apart[first]}, {NOT_FINITE}"
@@ -167,11 +167,11 @@ def _largest(sides: tuple[Sketches, ...], name: str) -> float:
     return max((side[name].norm for side in sides if name in side and math.isfinite(side[name].norm)), default=0.0)
 
 
-def _floor(pair: Pair, name: str) -> float:
+def _floor(pair: RecordPair, name: str) -> float:
     return FLOOR * math.sqrt(pair.share(name))
 
 
-def _forgiven(pair: Pair, step: int, name: str, moved: float, sides: Sides) -> float:
+def _forgiven(pair: RecordPair, step: int, name: str, moved: float, sides: Sides) -> float:
     """The distance that rounding, and under Adam elements that flip, put between equal parameters by `step`."""
     rounding = (SKETCHED + step * pair.default("rounding")) * _largest(sides, name)
     size = pair.sizes.get(name, 0)
@@ -200,7 +200,7 @@ def _moved(start: Sketches, now: Sketches) -> dict[str, float]:
     return {name: gap for name, gap in far.items() if math.isfinite(gap)}
 
 
-def _with_gradient(pair: Pair, ours: StepRecord, theirs: StepRecord) -> set[str]:
+def _with_gradient(pair: RecordPair, ours: StepRecord, theirs: StepRecord) -> set[str]:
     """Parameters whose gradient, noise included, is more than the difference that two clean arms may have."""
     gradients, noise = _taken(ours, theirs, _clipped_grad), _taken(ours, theirs, _noise)
     wholes = max(map(_whole, (*gradients, *noise)))

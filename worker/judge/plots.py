@@ -15,7 +15,7 @@ from PIL import Image  # matplotlib itself depends on it
 
 from service.contract import Arm, ArmRecord, Comparison, LossReduction, StepRecord, Subject
 from worker.judge.measure import difference
-from worker.judge.pair import Pair
+from worker.judge.pair import RecordPair
 from worker.judge.parameters import distances
 
 # Without a salt the ids in an SVG are random; long noisy curves overflow Agg unless drawn in chunks.
@@ -122,7 +122,7 @@ def _gradient_differences(axes: Axes, comparison: Comparison, reference: ArmReco
     """The parameters that are furthest apart, a line each, and the limit."""
     axes.set_title("Difference of each parameter's clipped gradient")
     axes.set_ylabel("share of its norm")
-    pair = Pair(comparison, Subject.COMPARISON, reference, candidate)
+    pair = RecordPair(comparison, Subject.COMPARISON, reference, candidate)
     steps, apart = distances(pair)
     worst = sorted(apart, key=lambda name: -float(np.max(apart[name], initial=0, where=_drawable(apart[name]))))
     limit = comparison.limits.gradient or 0.0

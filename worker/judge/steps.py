@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from service.contract import ArmRecord, Gate
-from worker.judge.pair import Pair, Reading
+from worker.judge.pair import GateResult, RecordPair
 
 
-def steps_gate(pair: Pair) -> Reading:
+def steps_gate(pair: RecordPair) -> GateResult:
     """`observed` is the number of faults over both records; the limit is none."""
     expected = pair.comparison.workload.num_steps
     faults = [
@@ -24,7 +24,7 @@ def steps_gate(pair: Pair) -> Reading:
         first_step=first and first[0],
         detail=f"steps at step {first[0]}, {first[1]} ({expected} expected)." if first else "",
     )
-    return Reading(gate, {})
+    return GateResult(gate, {})
 
 
 def _faults(record: ArmRecord, expected: int) -> Iterator[tuple[int, str]]:

@@ -6,6 +6,6 @@ A launcher sees an `ArmSpec` and a folder, never a store. What it starts gets a 
 
 from worker.launch.local import LocalLauncher
 from worker.launch.multinode import FleetLauncher
-from worker.launch.protocol import Isolation, Launcher, LaunchError, Limits, RunningArm
+from worker.launch.protocol import Isolation, Launcher, LaunchError, ResourceLimits, RunningArm
 
-__all__ = ["FleetLauncher", "Isolation", "LaunchError", "Launcher", "Limits", "LocalLauncher", "RunningArm"]
+__all__ = ["FleetLauncher", "Isolation", "LaunchError", "Launcher", "LocalLauncher", "ResourceLimits", "RunningArm"]

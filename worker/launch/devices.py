@@ -112,7 +112,7 @@ class Pool:
         self.changed.notify_all()
 
 
-class Places(Protocol):
+class DevicePool(Protocol):
     """Where arms wait for their turn."""
 
     def need(self, arm: Arm) -> int:

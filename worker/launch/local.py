@@ -13,10 +13,10 @@ import psutil
 
 import worker
 from service.contract import Arm, ArmSpec, Device
-from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
-from worker.launch.provenance import Place, describe_place
+from worker.launch.protocol import LOG, Isolation, ResourceLimits, RunningArm
+from worker.launch.provenance import Provenance, describe_provenance
 from worker.launch.rendezvous import ALONE, Rendezvous
-from worker.launch.sandbox.confine import Plan, plan, private_folders
+from worker.launch.sandbox.confine import SandboxPlan, plan, private_folders
 from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 
 GRACE_SECONDS = 2.0
@@ -30,7 +30,7 @@ class LocalLauncher:
         environment: Mapping[str, str] = os.environ,
         program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
         isolation: Isolation = Isolation.AUTO,
-        limits: Limits = Limits(),  # noqa: B008, frozen
+        limits: ResourceLimits = ResourceLimits(),  # noqa: B008, frozen
         threads: int | None = None,
     ):
         """
@@ -47,9 +47,9 @@ class LocalLauncher:
     def resolve(self, arm: Arm) -> Arm:
         return resolved(arm, gpus_for(arm), self._interprets())
 
-    def place(self, arm: Arm) -> Place | None:
+    def provenance(self, arm: Arm) -> Provenance | None:
         """What an arm here runs with, beside its Opacus."""
-        return describe_place(arm.device, self._scrubbed(arm, None), self._program)
+        return describe_provenance(arm.device, self._scrubbed(arm, None), self._program)
 
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
@@ -88,7 +88,7 @@ class LocalLauncher:
 
     def _plan(
         self, environment: Mapping[str, str], folder: Path, source: Path | None, gpu: bool, port: int | None
-    ) -> Plan:
+    ) -> SandboxPlan:
         path = [Path(entry).resolve() for entry in environment["PYTHONPATH"].split(os.pathsep)]
         programs = [Path(part).resolve().parent for part in self._program[1:] if Path(part).is_file()]
         return plan(

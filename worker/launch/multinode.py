@@ -16,7 +16,7 @@ from service.contract import Arm, ArmError, ArmSpec, ErrorKind
 from worker.launch.files import append, content, replace
 from worker.launch.local import LocalLauncher
 from worker.launch.protocol import LOG, Launcher, RunningArm
-from worker.launch.rendezvous import Meeting, free_port
+from worker.launch.rendezvous import MultiNode, free_port
 
 # How long hosts may take to end, and to say how, once the first of them has.
 GRACE_SECONDS = 10.0
@@ -27,7 +27,7 @@ NOT_MET = re.compile(r"DistStoreError|DistNetworkError")
 
 
 @dataclass(frozen=True)
-class Failure:
+class NodeFailure:
     """What a rank said of its failure, and when it did, in seconds of its host's clock."""
 
     at: float
@@ -35,7 +35,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Part:
+class NodeTask:
     """What another host does of an arm. `lost` says in words why nothing more is to be expected from it."""
 
     node: int
@@ -43,7 +43,7 @@ class Part:
     ended: bool = False
     lost: str | None = None
     status: int | None = None
-    failures: Sequence[Failure] = ()
+    failures: Sequence[NodeFailure] = ()
     log: str = ""
 
     @property
@@ -51,10 +51,10 @@ class Part:
         return self.lost is not None or bool(self.status)
 
 
-class Parts(Protocol):
+class NodeTasks(Protocol):
     """What the other hosts do of one arm."""
 
-    def look(self) -> Sequence[Part]:
+    def look(self) -> Sequence[NodeTask]:
         """How they are, in the order of their nodes. Never raises: what cannot be asked is as it was."""
         ...
 
@@ -66,11 +66,11 @@ class Parts(Protocol):
 class Hosts(Protocol):
     """The hosts that an attempt holds. This one is their head."""
 
-    def meeting(self, nodes: int, port: int, job: str) -> Meeting:
+    def meeting(self, nodes: int, port: int, job: str) -> MultiNode:
         """Where the first `nodes` hosts meet, as this one comes."""
         ...
 
-    def begin(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> Parts:
+    def begin(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> NodeTasks:
         """Have the others begin with their parts."""
         ...
 
@@ -136,9 +136,9 @@ class FleetArm:
     def __init__(
         self,
         head: RunningArm,
-        parts: Parts,
+        parts: NodeTasks,
         folder: Path,
-        meeting: Meeting,
+        meeting: MultiNode,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._head, self._parts, self._folder, self._meeting, self._clock = head, parts, folder, meeting, clock
@@ -161,7 +161,7 @@ class FleetArm:
         while self._status is None and self._clock() < deadline and not _all_over(self._parts.look()):
             time.sleep(POLL_SECONDS)
 
-    def _end(self, status: int | None, parts: Sequence[Part]) -> None:
+    def _end(self, status: int | None, parts: Sequence[NodeTask]) -> None:
         """One host has ended: waits for the word of the others, which may know the reason."""
         if self._ending is None:
             self._ending = self._clock()
@@ -177,7 +177,7 @@ class FleetArm:
             self._collect(status, parts)
             self._status = status or int(any(part.failed for part in parts))
 
-    def _collect(self, status: int, parts: Sequence[Part]) -> None:
+    def _collect(self, status: int, parts: Sequence[NodeTask]) -> None:
         if status and not any(self._folder.glob("error-rank*.json")) and not any(part.failures for part in parts):
             self._explain_meeting()
         for part in parts:
@@ -192,7 +192,7 @@ class FleetArm:
             words = f"the hosts did not meet at {where} within {self._meeting.join_seconds:g} s (fleet_join_seconds)"
             _write(self._folder, "head", ErrorKind.HOST, words)
 
-    def _collect_from(self, part: Part) -> None:
+    def _collect_from(self, part: NodeTask) -> None:
         named = f"host {part.host} (node {part.node})"
         append(self._folder / LOG, f"\n--- {named}, the last of its log ---\n{part.log.rstrip()}\n")
         if part.lost is not None:
@@ -208,7 +208,7 @@ class FleetArm:
             os.utime(path, (failure.at, failure.at))
 
 
-def _all_over(parts: Sequence[Part]) -> bool:
+def _all_over(parts: Sequence[NodeTask]) -> bool:
     return all(part.ended or part.lost is not None for part in parts)
 
 

@@ -24,7 +24,7 @@ class Isolation(StrEnum):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """What an arm may use, all its processes together. `memory` in bytes, 0 for no limit; `disk` in bytes."""
 
     memory: int = 0

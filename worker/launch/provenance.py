@@ -15,7 +15,7 @@ import worker
 from service.contract import Arm, Device
 from worker.source import hash_package, package_folder
 
-Place = dict[str, Any]
+Provenance = dict[str, Any]
 
 # torch names the CUDA libraries that it needs by their exact version.
 SOFTWARE = ("torch", "triton", "numpy", "scipy", "opt_einsum")
@@ -27,15 +27,15 @@ NO_MATTER_PREFIX = "COVERAGE_"
 
 
 @runtime_checkable
-class HasPlace(Protocol):
+class Reusable(Protocol):
     """A launcher whose finished arms may be reused."""
 
-    def place(self, arm: Arm) -> Place | None:
+    def provenance(self, arm: Arm) -> Provenance | None:
         """What a resolved arm would run with, as JSON; nothing where that is not known."""
         ...
 
 
-def describe_place(device: Device, environment: Mapping[str, str], program: Sequence[str]) -> Place | None:
+def describe_provenance(device: Device, environment: Mapping[str, str], program: Sequence[str]) -> Provenance | None:
     """The place of an arm whose ranks run `program` here in that environment; nothing on GPUs that are not alike."""
     hardware = _gpus() if device is Device.CUDA else _cpu()
     if hardware is None:
@@ -57,7 +57,10 @@ def describe_place(device: Device, environment: Mapping[str, str], program: Sequ
 def code_digest() -> str:
     """A hash of our own code that runs in an arm or starts it."""
     ours, contract = Path(worker.__file__).parent, Path(service.contract.__file__).parent
-    parts = [hash_package(folder) for folder in (ours / "training", package_folder("flash_clipping"), ours / "launch", contract)]
+    parts = [
+        hash_package(folder)
+        for folder in (ours / "training", package_folder("flash_clipping"), ours / "launch", contract)
+    ]
     parts.append(hashlib.sha256((ours / "source.py").read_bytes()).hexdigest())
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleNode:
     """One host: the ranks meet on its loopback interface, in a network of their own where the system allows it."""
 
     nodes = 1
@@ -23,7 +23,7 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class MultiNode:
     """Several hosts: they meet at `head`:`port`, which node 0 listens on, and speak over the interface `nic`.
 
     The backend is `static`: with `c10d` the order of the nodes, and so the host of rank 0, follows from the text of
@@ -54,8 +54,8 @@ class Meeting:
         return {"GLOO_SOCKET_IFNAME": self.nic, "NCCL_SOCKET_IFNAME": self.nic}
 
 
-Rendezvous = Alone | Meeting
-ALONE = Alone()
+Rendezvous = SingleNode | MultiNode
+ALONE = SingleNode()
 
 
 def free_port(ports: range) -> int | None:

@@ -12,9 +12,9 @@ import logging
 
 from service.artifacts import ARMS, ArtifactFolder
 from service.contract import ArmRecord, ArmSpec
-from service.contract.base import Document
+from service.contract.base import StrictModel
 from worker.checkout import Source
-from worker.launch.provenance import HasPlace
+from worker.launch.provenance import Reusable
 from worker.source import describe_source, hash_package, package_folder
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 COMPRESSION = 1
 
 
-class KeptArm(Document):
+class CachedArm(StrictModel):
     """A record that an arm finished, and the attempt (`<comparison>/<number>`) that ran it."""
 
     key: str
@@ -31,27 +31,27 @@ class KeptArm(Document):
     record: ArmRecord
 
 
-class KeptArms:
+class ArmCache:
     """Finds and keeps finished arms for one attempt. Safe to use from several threads and workers."""
 
-    def __init__(self, artifacts: ArtifactFolder, launcher: HasPlace, attempt: str):
+    def __init__(self, artifacts: ArtifactFolder, launcher: Reusable, attempt: str):
         self._artifacts, self._launcher, self._attempt = artifacts, launcher, attempt
 
     def key(self, spec: ArmSpec, source: Source | None) -> str | None:
         """64 hex digits; nothing where it is not known what the arm would run, or on what."""
-        place, content = self._launcher.place(spec.arm), _content(source)
-        if place is None or content is None:
+        provenance, content = self._launcher.provenance(spec.arm), _content(source)
+        if provenance is None or content is None:
             return None
         # What it is called does not count, only what is in it.
         arm = spec.arm.model_copy(update={"opacus": content})
         document = spec.model_copy(update={"arm": arm}).model_dump_json()
-        return hashlib.sha256(f"{document}\n{json.dumps(place, sort_keys=True)}".encode()).hexdigest()
+        return hashlib.sha256(f"{document}\n{json.dumps(provenance, sort_keys=True)}".encode()).hexdigest()
 
-    def find(self, key: str, spec: ArmSpec, source: Source | None) -> KeptArm | None:
+    def find(self, key: str, spec: ArmSpec, source: Source | None) -> CachedArm | None:
         """The arm kept under `key`, its source described as that of `spec`; nothing where none can be read."""
         try:
             content = gzip.decompress(self._artifacts.read(f"{ARMS}/{key}"))
-            kept = KeptArm.model_validate_json(content)
+            kept = CachedArm.model_validate_json(content)
         except FileNotFoundError:
             return None
         except Exception as fault:
@@ -66,7 +66,7 @@ class KeptArms:
 
     def keep(self, key: str, record: ArmRecord) -> None:
         """Keeps a record of an arm that ran to its end. One that cannot be kept will be run again."""
-        kept = KeptArm(key=key, attempt=self._attempt, record=record)
+        kept = CachedArm(key=key, attempt=self._attempt, record=record)
         try:
             content = gzip.compress(kept.model_dump_json().encode(), COMPRESSION)
             self._artifacts.write(content, f"{ARMS}/{key}")

@@ -9,15 +9,15 @@ from service.settings import get_settings
 from service.telemetry import span
 from worker.checkout import Checkout
 from worker.launch import Launcher
-from worker.launch.devices import Places
-from worker.runner.arm_cache import KeptArms
-from worker.runner.follow import ArmOutcome, Observer, Stopped
+from worker.launch.devices import DevicePool
+from worker.runner.arm_cache import ArmCache
+from worker.runner.follow import ArmOutcome, RunObserver, Stopped
 from worker.runner.judging import Judge, judge_apart, prepare_to_judge
 from worker.runner.prepare import CannotPrepare, make_checkout, prepare
 from worker.runner.scheduler import ArmRunner, Task
-from worker.runner.timeouts import UNLIMITED, Limits
+from worker.runner.timeouts import UNLIMITED, Timeouts
 
-__all__ = ["ArmOutcome", "Observer", "Outcome", "Stopped", "run_comparison"]
+__all__ = ["ArmOutcome", "Outcome", "RunObserver", "Stopped", "run_comparison"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def run_comparison(
     folder: Path,
     *,
     launcher: Launcher,
-    observer: Observer,
+    observer: RunObserver,
     stop: threading.Event,
     plots: bool = True,
     checkout: Checkout | None = None,
-    limits: Limits = UNLIMITED,
+    limits: Timeouts = UNLIMITED,
     judge: Judge = judge_apart,
-    places: Places | None = None,
-    kept: KeptArms | None = None,
+    places: DevicePool | None = None,
+    kept: ArmCache | None = None,
 ) -> Outcome:
     """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
 

@@ -15,7 +15,7 @@ from worker.checkout import Source
 from worker.launch import Launcher, LaunchError
 from worker.launch.files import content, opened
 from worker.launch.protocol import LOG
-from worker.runner.timeouts import UNLIMITED, Limits, Stopwatch
+from worker.runner.timeouts import UNLIMITED, Stopwatch, Timeouts
 from worker.source import describe_source
 
 POLL_SECONDS = 0.05
@@ -28,7 +28,7 @@ _line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="even
 KILLED = re.compile(r"exitcode\s*:\s*-9\b")
 
 
-class Observer(Protocol):
+class RunObserver(Protocol):
     """Told what happens while it happens, from a thread for each arm that runs."""
 
     def phase(self, phase: str) -> None: ...
@@ -135,10 +135,10 @@ def run_arm(
     folder: Path,
     *,
     launcher: Launcher,
-    observer: Observer,
+    observer: RunObserver,
     stop: threading.Event,
     source: Source | None = None,
-    limits: Limits = UNLIMITED,
+    limits: Timeouts = UNLIMITED,
     devices: Sequence[int] | None = None,
 ) -> ArmOutcome:
     """Start the arm on `devices`, report its progress, and read its record and error when it has ended.
@@ -178,7 +178,7 @@ def run_arm(
     return ArmOutcome(role, spec, reader.record, error, folder)
 
 
-def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> bool:
+def _report(role: str, reader: RecordReader, log: Tail, observer: RunObserver) -> bool:
     """Whether there was progress."""
     progress = False
     _report_log(role, log, observer)
@@ -191,7 +191,7 @@ def _report(role: str, reader: RecordReader, log: Tail, observer: Observer) -> b
     return progress
 
 
-def _report_log(role: str, log: Tail, observer: Observer) -> None:
+def _report_log(role: str, log: Tail, observer: RunObserver) -> None:
     """What is new: of more than two looks' worth the head and the tail, so that no log is ever held whole."""
     _say(role, log.read(), observer)
     if left_out := log.skip_to_end():
@@ -199,7 +199,7 @@ def _report_log(role: str, log: Tail, observer: Observer) -> None:
     _say(role, log.read(), observer)
 
 
-def _say(role: str, text: bytes, observer: Observer) -> None:
+def _say(role: str, text: bytes, observer: RunObserver) -> None:
     if text:
         observer.log(role, text.decode("utf-8", errors="replace"))
 

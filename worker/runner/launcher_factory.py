@@ -4,8 +4,8 @@ import socket
 
 from service.contract import Device
 from service.settings import Settings
-from worker.launch import Isolation, Launcher, Limits, LocalLauncher
-from worker.launch.devices import Devices, Places, cores, default_slots
+from worker.launch import Isolation, Launcher, LocalLauncher, ResourceLimits
+from worker.launch.devices import DevicePool, Devices, cores, default_slots
 
 # Beyond the conductor's own limit: the cluster ends an arm only when its conductor is gone.
 DEADLINE_MARGIN = 900
@@ -33,7 +33,7 @@ def local_launcher(settings: Settings) -> LocalLauncher:
     return LocalLauncher(isolation=isolation, limits=_limits(settings), threads=_threads(settings))
 
 
-def make_places(settings: Settings) -> Places | None:
+def make_device_pool(settings: Settings) -> DevicePool | None:
     """What the comparisons of this worker share; nothing where a cluster has the devices: there arms take turns."""
     return None if settings.launcher == "kubernetes" else Devices(cpu_slots(settings))
 
@@ -47,8 +47,8 @@ def _threads(settings: Settings) -> int:
     return max(1, cores() // cpu_slots(settings))
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(
+def _limits(settings: Settings) -> ResourceLimits:
+    return ResourceLimits(
         memory=int(settings.arm_memory_gib * GIB),
         disk=int(settings.arm_disk_gib * GIB),
         processes=settings.arm_processes,
@@ -57,9 +57,9 @@ def _limits(settings: Settings) -> Limits:
 
 # The clients of engines and clusters are imported late: they take a second, and only workers with one need them.
 def _container(settings: Settings) -> Launcher:
-    from worker.launch.docker.launcher import ContainerLauncher  # noqa: PLC0415
+    from worker.launch.docker.launcher import DockerLauncher  # noqa: PLC0415
 
-    return ContainerLauncher(
+    return DockerLauncher(
         settings.container_image,
         limits=_limits(settings),
         engine=settings.container_engine,

@@ -9,7 +9,7 @@ from service.contract import Arm, ArmError, ErrorKind
 from service.settings import Settings
 from worker.checkout import Checkout, CheckoutError, Interrupted, Source
 from worker.launch import Launcher, LaunchError
-from worker.runner.follow import Observer, Stopped
+from worker.runner.follow import RunObserver, Stopped
 
 
 class CannotPrepare(Exception):
@@ -34,7 +34,7 @@ def make_checkout(settings: Settings) -> Checkout:
 
 
 def prepare(
-    arms: Mapping[str, Arm], *, launcher: Launcher, checkout: Checkout, observer: Observer, stop: threading.Event
+    arms: Mapping[str, Arm], *, launcher: Launcher, checkout: Checkout, observer: RunObserver, stop: threading.Event
 ) -> dict[str, Prepared]:
     """Resolve every arm, then check its source out.
 

@@ -12,11 +12,11 @@ from service.contract import ArmSpec
 from service.telemetry import span
 from worker.checkout import Source
 from worker.launch import Launcher
-from worker.launch.devices import OneAtATime, Places, Request
-from worker.runner.arm_cache import KeptArms
+from worker.launch.devices import DevicePool, OneAtATime, Request
+from worker.runner.arm_cache import ArmCache
 from worker.runner.dedupe import REPEAT
-from worker.runner.follow import POLL_SECONDS, ArmOutcome, Observer, Stopped, run_arm
-from worker.runner.timeouts import Limits
+from worker.runner.follow import POLL_SECONDS, ArmOutcome, RunObserver, Stopped, run_arm
+from worker.runner.timeouts import Timeouts
 
 WAITING = "waiting for devices"
 
@@ -39,11 +39,11 @@ class ArmRunner:
         self,
         *,
         launcher: Launcher,
-        observer: Observer,
+        observer: RunObserver,
         stop: threading.Event,
-        limits: Limits,
-        places: Places | None = None,
-        kept: KeptArms | None = None,
+        limits: Timeouts,
+        places: DevicePool | None = None,
+        kept: ArmCache | None = None,
     ):
         self._launcher, self._observer, self._stop, self._limits = launcher, observer, stop, limits
         self._places, self._kept = places or OneAtATime(), kept
@@ -161,7 +161,7 @@ class ArmRunner:
 class Phases:
     """Says in one phase what several arms do: the role of the one that runs, or how many do, or that all wait."""
 
-    def __init__(self, observer: Observer):
+    def __init__(self, observer: RunObserver):
         self._observer, self._lock = observer, threading.Lock()
         self._running: list[str] = []
         self._last = ""

@@ -36,7 +36,7 @@ class Result:
         return findings[0].message if findings else ""
 
 
-class Silent:
+class NullObserver:
     """An observer that keeps nothing."""
 
     def phase(self, phase: str) -> None: ...
@@ -82,7 +82,7 @@ def run_member(
     """Run one comparison of a suite."""
     start = time.perf_counter()
     outcome = run_comparison(
-        comparison, folder, launcher=launcher, observer=Silent(), stop=stop, plots=plots, judge=judge_here
+        comparison, folder, launcher=launcher, observer=NullObserver(), stop=stop, plots=plots, judge=judge_here
     )
     return Result(comparison, outcome, time.perf_counter() - start, folder)
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class Timeouts:
     """Seconds; without limits unless given. The names are those of the settings that they come from."""
 
     arm_seconds: float = math.inf
     stall_seconds: float = math.inf
 
 
-UNLIMITED = Limits()
+UNLIMITED = Timeouts()
 
 
 class Stopwatch:
     """Runs from when it is made."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: Timeouts, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
         self._begun = self._stepped = clock()
 

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from service.contract import Arm, ArmSpec, Comparison, Finding, Gate, Mode, Suite, Verdict
-from worker.conductor import Stopped
 from worker.launch import RunningArm
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
+from worker.runner import Stopped
 from worker.runner.dedupe import SharedArms
 from worker.runner.suite import Result, folder_name, pool, run_member
 from worker.selftest.fault import Fault
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Member:
+class SuiteMember:
     """A comparison of a suite, and the suite's name."""
 
     suite: str
@@ -33,7 +33,7 @@ class Member:
 class Hit:
     """A comparison that failed: the gates that broke and the first finding."""
 
-    member: Member
+    member: SuiteMember
     gates: list[Gate]
     finding: Finding | None
 
@@ -82,7 +82,7 @@ class Patience(threading.Event):
 class FaultyArms:
     """A launcher of arms with one fault, beside oracles that are shared with every other fault."""
 
-    def __init__(self, faulty: ForkedLauncher, oracles: SharedArms):
+    def __init__(self, faulty: ForkLauncher, oracles: SharedArms):
         self._faulty, self._oracles = SharedArms(faulty), oracles
 
     def resolve(self, arm: Arm) -> Arm:
@@ -100,18 +100,18 @@ class SelfTest:
     """Runs members of suites against faults, with their files below `folder` while they run."""
 
     folder: Path
-    launcher: ForkedLauncher
+    launcher: ForkLauncher
     stop: threading.Event
     jobs: int
 
     def __post_init__(self) -> None:
         self._oracles = SharedArms(self.launcher)
 
-    def clean(self, members: Sequence[Member], report: Callable[[Result], None]) -> list[Member]:
+    def clean(self, members: Sequence[SuiteMember], report: Callable[[Result], None]) -> list[SuiteMember]:
         """Run `members` without a fault; those that pass, as only they can prove anything."""
         shared = FaultyArms(self.launcher, self._oracles)
 
-        def passes(member: Member) -> bool:
+        def passes(member: SuiteMember) -> bool:
             folder = self.folder / "clean" / member.suite / folder_name(member.number, member.comparison)
             result = run_member(member.comparison, folder, launcher=shared, stop=self.stop, plots=False)
             report(result)
@@ -121,7 +121,12 @@ class SelfTest:
             return [member for member, passed in zip(members, threads.map(passes, members), strict=True) if passed]
 
     def detect(
-        self, members: Sequence[Member], faults: Sequence[Fault], *, every: bool, report: Callable[[Detection], None]
+        self,
+        members: Sequence[SuiteMember],
+        faults: Sequence[Fault],
+        *,
+        every: bool,
+        report: Callable[[Detection], None],
     ) -> list[Detection]:
         """Run `members` against each fault, in their order, up to the first that fails or `every` one."""
 
@@ -133,7 +138,7 @@ class SelfTest:
         with pool(self.jobs, self.stop) as threads:
             return list(threads.map(run, faults))
 
-    def _detect(self, members: Sequence[Member], fault: Fault, every: bool) -> Detection:
+    def _detect(self, members: Sequence[SuiteMember], fault: Fault, every: bool) -> Detection:
         start, folder = time.perf_counter(), self.folder / fault.id
         launcher = FaultyArms(self.launcher.with_fault(fault.apply), self._oracles)
         hits: list[Hit] = []
@@ -165,10 +170,10 @@ class SelfTest:
         return Detection(fault, hits, others, time.perf_counter() - start)
 
 
-def members_of(suites: Sequence[Suite]) -> list[Member]:
+def members_of(suites: Sequence[Suite]) -> list[SuiteMember]:
     """The comparisons of several suites in order."""
     return [
-        Member(suite.name, number, comparison)
+        SuiteMember(suite.name, number, comparison)
         for suite in suites
         for number, comparison in enumerate(suite.comparisons, start=1)
     ]

@@ -8,10 +8,10 @@ import torch
 
 from service.contract import ArmSpec, Mode
 from worker.training.data import global_loader, parts_of
-from worker.training.oracle import OracleTrainee
-from worker.training.private import OpacusTrainee
+from worker.training.oracle import OracleTrainer
+from worker.training.private import OpacusTrainer
 from worker.training.recorder import Progress, Recorder
-from worker.training.trainer import PlainTrainee, Trainee
+from worker.training.trainer import PlainTrainer, Trainer
 from worker.training.world import World
 
 
@@ -23,9 +23,9 @@ def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None
     workload = spec.workload
     torch.manual_seed(workload.seed)
     loader = global_loader(workload)
-    trainee = _trainee(spec, world, loader)
+    trainer = _trainer(spec, world, loader)
     recorder = Recorder(folder, spec, world)
-    recorder.start(trainee)
+    recorder.start(trainer)
     batches = itertools.chain.from_iterable(itertools.repeat(loader, workload.num_epochs))
     begin = time.perf_counter()
     for step, batch in enumerate(itertools.islice(batches, spec.planned_steps), start=1):
@@ -33,22 +33,22 @@ def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None
         parts = parts_of(workload, batch, world.rank, world.size, world.device)
         world.synchronize()
         start = time.perf_counter()
-        outcome = trainee.step(parts, len(batch))
+        outcome = trainer.step(parts, len(batch))
         world.synchronize()
         step_time = time.perf_counter() - start - outcome.overhead
-        recorder.step(step, len(batch), outcome, trainee, step_time)
+        recorder.step(step, len(batch), outcome, trainer, step_time)
         if step == workload.resume_at:
             checkpoint = folder / f"checkpoint-rank{world.rank}.pt"
-            trainee.save(checkpoint)
-            trainee = _trainee(spec, world, loader)
-            trainee.load(checkpoint)
+            trainer.save(checkpoint)
+            trainer = _trainer(spec, world, loader)
+            trainer.load(checkpoint)
             checkpoint.unlink()
-    recorder.end(progress.step or 0, trainee, time.perf_counter() - begin)
+    recorder.end(progress.step or 0, trainer, time.perf_counter() - begin)
 
 
-def _trainee(spec: ArmSpec, world: World, loader: torch.utils.data.DataLoader) -> Trainee:
+def _trainer(spec: ArmSpec, world: World, loader: torch.utils.data.DataLoader) -> Trainer:
     if spec.arm.mode is Mode.NONE:
-        return PlainTrainee(spec, world)
+        return PlainTrainer(spec, world)
     if spec.arm.mode is Mode.ORACLE:
-        return OracleTrainee(spec, world)
-    return OpacusTrainee(spec, world, loader)
+        return OracleTrainer(spec, world)
+    return OpacusTrainer(spec, world, loader)

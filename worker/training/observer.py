@@ -58,7 +58,7 @@ class Observed:
 
 
 class Observer:
-    """Describes each step's update by parameter; a trainee gives it the tensors of the update.
+    """Describes each step's update by parameter; a trainer gives it the tensors of the update.
 
     Every rank of the world must call `update` and `finish` in each step: one collective sums everything. Where
     parameters are sharded, sketches of shards add up; where they are replicated, ranks are averaged, so that one

@@ -58,7 +58,7 @@ class Loop:
         self.samples.append(Clipped(loss.item(), norms, factor.item()))
 
 
-class OracleTrainee:
+class OracleTrainer:
     """Clips each sample's gradient by itself: min(1, C / (‖g‖ + 1e-6)) · g, summed, noised, averaged.
 
     Abadi et al., "Deep Learning with Differential Privacy" (2016), algorithm 1, over all parameters at once.

@@ -92,7 +92,7 @@ def _refuse(spec: ArmSpec, world: World) -> None:
         raise Unsupported(f"adaptive clipping: hooks and functorch have it, on one rank; not {mode} on {world.size}")
 
 
-class OpacusTrainee:
+class OpacusTrainer:
     """Every mode that goes through a `PrivacyEngine`: Opacus' own, or Flash Clipping's for flash modes."""
 
     def __init__(self, spec: ArmSpec, world: World, loader: DataLoader):

@@ -14,7 +14,7 @@ from torch import Tensor
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmSpec, ArmStart, StepRecord
 from service.contract.slices import deal
 from worker.source import describe_source, hash_package
-from worker.training.trainer import StepOutcome, Trainee
+from worker.training.trainer import StepOutcome, Trainer
 from worker.training.world import World
 
 
@@ -31,25 +31,25 @@ class Recorder:
         self.spec, self.world = spec, world
         self._file = (folder / RECORD_FILE).open("w", encoding="utf-8") if world.rank == 0 else None
 
-    def start(self, trainee: Trainee) -> None:
+    def start(self, trainer: Trainer) -> None:
         device = self.world.device
         cuda = device.type == "cuda"
         opacus_version, source = _imported_opacus(self.spec)
-        parameters = trainee.starts()
+        parameters = trainer.starts()
         self._write(
             ArmStart(
                 num_parameters=sum(math.prod(parameter.shape) for parameter in parameters.values()),
                 num_steps=self.spec.planned_steps,
                 world_size=self.world.size,
                 device=torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
-                kernels=trainee.kernels,
+                kernels=trainer.kernels,
                 versions=_versions() | {"opacus": opacus_version},
                 source=source,
                 parameters=parameters,
             )
         )
 
-    def step(self, step: int, batch_size: int, outcome: StepOutcome, trainee: Trainee, step_time: float) -> None:
+    def step(self, step: int, batch_size: int, outcome: StepOutcome, trainer: Trainer, step_time: float) -> None:
         """Record one step. Collective: every rank must call it."""
         workload, world = self.spec.workload, self.world
         shares = deal(workload, batch_size, world.size)
@@ -64,7 +64,7 @@ class Recorder:
         bound = workload.max_grad_norm if outcome.max_grad_norm is None else outcome.max_grad_norm
         assert outcome.parameters is not None
         values = [parameter.value.norm for parameter in outcome.parameters.values()]
-        frozen = world.norm(trainee.frozen)
+        frozen = world.norm(trainer.frozen)
         peak_memory = int(world.max(max(_peak_memory(world.device), outcome.peak_memory)))
         step_time = world.max(step_time)
         self._write(
@@ -87,10 +87,10 @@ class Recorder:
             )
         )
 
-    def end(self, num_steps: int, trainee: Trainee, duration: float) -> None:
+    def end(self, num_steps: int, trainer: Trainer, duration: float) -> None:
         if self._file is None:  # reckoning ε takes longer than a step
             return
-        epsilon = trainee.epsilon()
+        epsilon = trainer.epsilon()
         self._write(
             ArmEnd(
                 num_steps=num_steps,

@@ -37,7 +37,7 @@ class StepOutcome:
     peak_memory: int = 0
 
 
-class Trainee(Protocol):
+class Trainer(Protocol):
     """A model being trained in one mode."""
 
     kernels: str | None
@@ -53,7 +53,7 @@ class Trainee(Protocol):
         ...
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; for a trainee that has taken no step."""
+        """Go on from what `save` wrote; for a trainer that has taken no step."""
         ...
 
     def starts(self) -> dict[str, ParameterStart]:
@@ -69,7 +69,7 @@ class Unsupported(Exception):
     """The Opacus under test, or this mode of it, cannot do what the workload asks for."""
 
 
-class PlainTrainee:
+class PlainTrainer:
     """Mode `none`: no clipping and no noise; replicated by DistributedDataParallel past one rank."""
 
     kernels = None

@@ -68,7 +68,7 @@ def _original(database: Database, number: int, verdict: Verdict, reference: Mode
                 attempts.record(claim.token, _result(number, verdict, claim.attempt_id), moment)
             else:
                 held = next(lease for lease in attempts.held() if lease.token == claim.token)
-                attempts.take_back(held, moment, 3)
+                attempts.reclaim(held, moment, 3)
 
 
 def _result(number: int, verdict: Verdict, attempt_id: int) -> AttemptResult:

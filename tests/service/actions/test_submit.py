@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from service.actions import submit
-from service.queue import Bell, IdempotencyConflict
+from service.actions.submit import IdempotencyConflict, submit
+from service.queue import Notifier
 from service.settings import Settings
 from service.store import ComparisonFilter, ComparisonRepository, Database
 from tests.service.documents import tiny
@@ -13,7 +13,7 @@ from tests.service.documents import tiny
 
 @pytest.fixture
 def bell(settings):
-    opened = Bell(settings)
+    opened = Notifier(settings)
     yield opened
     opened.close()
 
@@ -23,31 +23,31 @@ def rows(database):
         return ComparisonRepository(session).page(ComparisonFilter(), limit=50)
 
 
-def test_the_same_key_gives_the_same_comparison_and_another_body_is_refused(database, bell, settings) -> None:
-    first = submit(database, bell, settings, tiny("a"), idempotency_key="k")
-    again = submit(database, bell, settings, tiny("a"), idempotency_key="k")
+def test_the_same_key_gives_the_same_comparison_and_another_body_is_refused(database, notifier, settings) -> None:
+    first = submit(database, notifier, settings, tiny("a"), idempotency_key="k")
+    again = submit(database, notifier, settings, tiny("a"), idempotency_key="k")
     assert (first.created, again.created) == (True, False)
     assert first.row.public_id == again.row.public_id
     with pytest.raises(IdempotencyConflict):
-        submit(database, bell, settings, tiny("b"), idempotency_key="k")
+        submit(database, notifier, settings, tiny("b"), idempotency_key="k")
     with pytest.raises(IdempotencyConflict):
-        submit(database, bell, settings, tiny("a"), idempotency_key="k", rerun_of=first.row)
+        submit(database, notifier, settings, tiny("a"), idempotency_key="k", rerun_of=first.row)
     assert len(rows(database)) == 1
 
 
-def test_without_a_key_every_request_makes_a_comparison(database, bell, settings) -> None:
-    assert submit(database, bell, settings, tiny()).created
-    assert submit(database, bell, settings, tiny()).created
+def test_without_a_key_every_request_makes_a_comparison(database, notifier, settings) -> None:
+    assert submit(database, notifier, settings, tiny()).created
+    assert submit(database, notifier, settings, tiny()).created
     assert len(rows(database)) == 2
 
 
-def test_eight_threads_with_one_key_make_one_comparison(database, bell, settings) -> None:
+def test_eight_threads_with_one_key_make_one_comparison(database, notifier, settings) -> None:
     barrier, submitted, failures = threading.Barrier(8), [], []
 
     def send() -> None:
         barrier.wait()
         try:
-            submitted.append(submit(database, bell, settings, tiny(), idempotency_key="k"))
+            submitted.append(submit(database, notifier, settings, tiny(), idempotency_key="k"))
         except Exception as error:
             failures.append(error)
 
@@ -65,6 +65,6 @@ def test_eight_threads_with_one_key_make_one_comparison(database, bell, settings
 def test_a_dead_broker_does_not_fail_the_request(tmp_path, database_url) -> None:
     settings = Settings(data_dir=tmp_path, database_url=database_url, broker_url="redis://127.0.0.1:1/0")
     database = Database(settings.database)
-    assert submit(database, Bell(settings), settings, tiny()).created
+    assert submit(database, Notifier(settings), settings, tiny()).created
     assert [row.status for row in rows(database)] == ["queued"]
     database.close()

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
+from service.checks.lifecycle import settle
 from service.contract import Verdict
-from service.queue import settle
 from service.store import AttemptResult
 
 CHECKS = "/api/v1/checks"

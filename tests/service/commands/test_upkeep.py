@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
-from service.actions import submit
+from service.actions.submit import submit
 from service.artifacts import ArtifactFolder
+from service.checks.lifecycle import queue_checks, settle
 from service.cli import cli
 from service.contract import Suite, Target
-from service.queue import Bell, queue_checks, settle
+from service.queue import Notifier
 from service.settings import Settings, get_settings
 from service.store import (
     CheckRepository,
@@ -85,8 +86,8 @@ class TestPrune:
     @pytest.fixture
     def old_and_new(self, settings, database, finish) -> list[str]:
         """A finished comparison with a file and a log, its rerun that is queued, and one more that is queued."""
-        bell = Bell(settings)
-        first = submit(database, bell, settings, tiny("old")).row
+        notifier = Notifier(settings)
+        first = submit(database, notifier, settings, tiny("old")).row
         attempt = finish(first.public_id)
         plot = settings.folder / "plot"
         plot.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +95,8 @@ class TestPrune:
         ArtifactFolder(settings).put(plot, "attempts/1/loss.png")
         with database.write() as session:
             LogRepository(session).append(attempt, [("reference", "text")], 1_000)
-        again = submit(database, bell, settings, tiny("old"), rerun_of=first).row
-        bell.close()
+        again = submit(database, notifier, settings, tiny("old"), rerun_of=first).row
+        notifier.close()
         return [first.public_id, again.public_id]
 
     def names(self, database: Database) -> list[str]:
@@ -206,9 +207,9 @@ class TestBackup:
         return "sqlite"
 
     def test_what_was_backed_up_comes_back(self, settings, database, tmp_path) -> None:
-        bell = Bell(settings)
-        made = submit(database, bell, settings, tiny("kept")).row.public_id
-        bell.close()
+        notifier = Notifier(settings)
+        made = submit(database, notifier, settings, tiny("kept")).row.public_id
+        notifier.close()
         artifacts = settings.folder / "artifacts" / "attempts" / "1"
         artifacts.mkdir(parents=True)
         (artifacts / "loss.png").write_bytes(b"PNG")
@@ -238,10 +239,10 @@ class TestBackup:
 
     def test_postgresql_comes_back_by_its_own_tools(self, postgres, postgres_template, tmp_path) -> None:
         kept, back = (postgres.create(name, postgres_template) for name in ("kept", "back"))
-        database, bell = Database(kept), Bell(Settings(data_dir=tmp_path))
-        made = submit(database, bell, Settings(data_dir=tmp_path), tiny("kept")).row.public_id
+        database, notifier = Database(kept), Notifier(Settings(data_dir=tmp_path))
+        made = submit(database, notifier, Settings(data_dir=tmp_path), tiny("kept")).row.public_id
         database.close()
-        bell.close()
+        notifier.close()
         dump = str(tmp_path / "clipwatch.dump")
         for command in (
             ["pg_dump", "--format=custom", "--file", dump, kept],

@@ -16,9 +16,9 @@ from sqlalchemy import select
 
 from service.app import create_app
 from service.contract import Verdict
-from service.github import Keeper
 from service.github.signature import sign
-from service.queue import Bell
+from service.queue import Notifier
+from service.reconcile import Reconciler
 from service.settings import Settings
 from service.store import AttemptRepository, CheckRow, ComparisonRow, Database, DeliveryRow, now
 from tests.service.documents import result
@@ -91,18 +91,18 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def keeper(settings: Settings, database: Database) -> Iterator[Keeper]:
-    bell = Bell(settings)
-    yield Keeper(database, bell, settings)
-    bell.close()
+def reconciler(settings: Settings, database: Database) -> Iterator[Reconciler]:
+    notifier = Notifier(settings)
+    yield Reconciler(database, notifier, settings)
+    notifier.close()
 
 
 @pytest.fixture
-def checks(database, keeper):
-    """The commits of all checks, after the keeper's round."""
+def checks(database, reconciler):
+    """The commits of all checks, after the reconciler's round."""
 
     def found() -> list[str]:
-        keeper.round()
+        reconciler.round()
         with database.read() as session:
             return [row.sha for row in session.scalars(select(CheckRow).order_by(CheckRow.id))]
 

@@ -1,4 +1,4 @@
-"""A consumer of the bell that acknowledges at once, as a worker does."""
+"""A consumer of the notifier that acknowledges at once, as a worker does."""
 
 from collections.abc import Callable
 

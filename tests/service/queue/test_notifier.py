@@ -1,4 +1,4 @@
-"""The bell on both brokers: no ring is lost, doubled or torn, and a dead broker fails no request."""
+"""The notifier on both brokers: no ring is lost, doubled or torn, and a dead broker fails no request."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from kombu.exceptions import KombuError
 
-from service.queue import LOOK, Bell, Ringer
+from service.queue import LOOK, NotificationBatcher, Notifier
 from service.queue.notifier import MOST_TOGETHER
 from service.settings import Settings
 from tests.service.queue.listening import listen
@@ -26,9 +26,9 @@ def test_every_ring_is_heard_exactly_once(broker) -> None:
     listeners = [threading.Thread(target=lambda: heard.extend(listen(broker, over=rung.is_set))) for _ in range(3)]
 
     def ring(who: int) -> None:
-        bell = Bell(broker)
-        assert all(bell.ring(f"{who}-{number}-{padding}") for number in range(rings // 3))
-        bell.close()
+        notifier = Notifier(broker)
+        assert all(notifier.notify(f"{who}-{number}-{padding}") for number in range(rings // 3))
+        notifier.close()
 
     ringers = [threading.Thread(target=ring, args=(who,)) for who in range(3)]
     for thread in listeners + ringers:
@@ -47,16 +47,16 @@ def test_every_ring_is_heard_exactly_once(broker) -> None:
 def test_embedded_rings_are_heard_in_order_and_survive_a_restart(tmp_path) -> None:
     settings = Settings(data_dir=tmp_path)
     for number in range(5):
-        bell = Bell(settings)
-        bell.ring(str(number))
-        bell.close()
+        notifier = Notifier(settings)
+        notifier.notify(str(number))
+        notifier.close()
     assert [public_id for _, public_id in listen(settings)] == list("01234")
 
 
 def test_many_at_once_share_bells(broker) -> None:
-    ringer, ids = Ringer(Bell(broker)), [f"cmp_{number}" for number in range(120)]
+    ringer, ids = NotificationBatcher(Notifier(broker)), [f"cmp_{number}" for number in range(120)]
     for public_id in ids:
-        ringer.ring(public_id)
+        ringer.notify(public_id)
     ringer.close()
     bells = [heard for _, *heard in listen(broker)]
     assert [public_id for heard in bells for public_id in heard] == ids
@@ -64,23 +64,23 @@ def test_many_at_once_share_bells(broker) -> None:
 
 
 def test_a_broker_that_is_there_passes_the_check(broker) -> None:
-    Bell(broker).check()
+    Notifier(broker).check()
 
 
 def test_a_dead_broker_is_soon_noticed_and_fails_nobody(tmp_path) -> None:
-    bell = Bell(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0"))
+    notifier = Notifier(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0"))
     begun = time.monotonic()
-    assert bell.ring("cmp_1") is False
-    assert bell.waiting() == 0
+    assert notifier.notify("cmp_1") is False
+    assert notifier.waiting() == 0
     with pytest.raises((KombuError, OSError), match="refused"):
-        bell.check()
+        notifier.check()
     assert time.monotonic() - begun < 10
 
 
 def test_it_knows_how_many_rings_nobody_has_heard(broker) -> None:
-    bell = Bell(broker)
+    notifier = Notifier(broker)
     listen(broker)
-    before = bell.waiting()
+    before = notifier.waiting()
     for number in range(3):
-        bell.ring(str(number))
-    assert bell.waiting() == before + 3
+        notifier.notify(str(number))
+    assert notifier.waiting() == before + 3

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from service.actions import submit
-from service.queue import Bell, Sweeper, Swept
+from service.actions.submit import submit
+from service.queue import Notifier, Sweeper, SweepResult
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonRepository, Status, now
 from tests.service.documents import tiny
@@ -21,7 +21,7 @@ def settings(database_url, tmp_path) -> Settings:
 
 @pytest.fixture
 def bell(settings):
-    opened = Bell(settings)
+    opened = Notifier(settings)
     yield opened
     opened.close()
 
@@ -45,67 +45,67 @@ def make_due(database, public_id) -> None:
         ComparisonRepository(session).get(public_id).ring_after = now(session) - timedelta(seconds=1)
 
 
-def test_a_lost_ring_is_rung_again_once_it_is_due(database, bell, settings) -> None:
-    public_id = submit(database, bell, settings, tiny()).row.public_id
+def test_a_lost_ring_is_rung_again_once_it_is_due(database, notifier, settings) -> None:
+    public_id = submit(database, notifier, settings, tiny()).row.public_id
     assert rings(settings) == [public_id]
-    sweeper = Sweeper(database, bell, settings)
-    assert sweeper.sweep() == Swept(0, 0)
+    sweeper = Sweeper(database, notifier, settings)
+    assert sweeper.sweep() == SweepResult(0, 0)
     make_due(database, public_id)
-    assert sweeper.sweep() == Swept(0, 1)
-    assert sweeper.sweep() == Swept(0, 0)
+    assert sweeper.sweep() == SweepResult(0, 1)
+    assert sweeper.sweep() == SweepResult(0, 0)
     assert rings(settings) == [public_id]
 
 
-def test_it_rings_for_no_more_than_busy_workers_leave_room_for(database, bell, settings) -> None:
-    ids = [submit(database, bell, settings, tiny()).row.public_id for _ in range(25)]
-    sweeper = Sweeper(database, bell, settings)
+def test_it_rings_for_no_more_than_busy_workers_leave_room_for(database, notifier, settings) -> None:
+    ids = [submit(database, notifier, settings, tiny()).row.public_id for _ in range(25)]
+    sweeper = Sweeper(database, notifier, settings)
     for public_id in ids:
         make_due(database, public_id)
-    assert sweeper.sweep() == Swept(0, 0)
+    assert sweeper.sweep() == SweepResult(0, 0)
     assert rings(settings) == ids
-    assert sweeper.sweep() == Swept(0, 20)
+    assert sweeper.sweep() == SweepResult(0, 20)
     assert rings(settings) == ids[:20]
 
 
-def test_an_expired_attempt_is_queued_and_rung_for_in_one_sweep(database, bell, settings) -> None:
-    public_id = submit(database, bell, settings, tiny()).row.public_id
+def test_an_expired_attempt_is_queued_and_rung_for_in_one_sweep(database, notifier, settings) -> None:
+    public_id = submit(database, notifier, settings, tiny()).row.public_id
     rings(settings)
     claim(database, public_id, timedelta(seconds=-1))
-    assert Sweeper(database, bell, settings).sweep() == Swept(1, 1)
+    assert Sweeper(database, notifier, settings).sweep() == SweepResult(1, 1)
     assert row(database, public_id).status == Status.QUEUED
     assert rings(settings) == [public_id]
 
 
-def test_an_attempt_that_lives_is_left_alone(database, bell, settings) -> None:
-    public_id = submit(database, bell, settings, tiny()).row.public_id
+def test_an_attempt_that_lives_is_left_alone(database, notifier, settings) -> None:
+    public_id = submit(database, notifier, settings, tiny()).row.public_id
     claim(database, public_id, timedelta(seconds=60))
-    assert Sweeper(database, bell, settings).sweep() == Swept(0, 0)
+    assert Sweeper(database, notifier, settings).sweep() == SweepResult(0, 0)
     assert row(database, public_id).status == Status.RUNNING
 
 
-def test_many_sweepers_at_once_take_back_once(database, bell, settings) -> None:
-    public_id = submit(database, bell, settings, tiny()).row.public_id
+def test_many_sweepers_at_once_take_back_once(database, notifier, settings) -> None:
+    public_id = submit(database, notifier, settings, tiny()).row.public_id
     claim(database, public_id, timedelta(seconds=-1))
     barrier, swept = threading.Barrier(4), []
 
     def sweep() -> None:
         barrier.wait()
-        swept.append(Sweeper(database, bell, settings).sweep())
+        swept.append(Sweeper(database, notifier, settings).sweep())
 
     threads = [threading.Thread(target=sweep) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (sum(one.taken_back for one in swept), sum(one.rung for one in swept)) == (1, 1)
+    assert (sum(one.reclaimed for one in swept), sum(one.notified for one in swept)) == (1, 1)
 
 
-def test_it_sweeps_until_it_is_told_to_stop_and_survives_a_failing_sweep(database, bell, settings, caplog) -> None:
-    public_id = submit(database, bell, settings, tiny()).row.public_id
+def test_it_sweeps_until_it_is_told_to_stop_and_survives_a_failing_sweep(database, notifier, settings, caplog) -> None:
+    public_id = submit(database, notifier, settings, tiny()).row.public_id
     with database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE attempts RENAME TO hidden")
     stop = threading.Event()
-    thread = threading.Thread(target=Sweeper(database, bell, settings).run, args=(stop,))
+    thread = threading.Thread(target=Sweeper(database, notifier, settings).run, args=(stop,))
     thread.start()
     until(lambda: "the sweep failed" in caplog.text)
     with database.engine.begin() as connection:

@@ -30,15 +30,15 @@ def settings(settings, github, tmp_path):
 
 
 @pytest.fixture
-def check(client, keeper, finish):
+def check(client, reconciler, finish):
     """Pushes a commit and gives its two entries these verdicts."""
 
     def run(sha: str, first: Verdict, second: Verdict) -> None:
         deliver(client, "push", push(sha))
-        keeper.round()
+        reconciler.round()
         finish(first)
         finish(second)
-        keeper.round()
+        reconciler.round()
 
     return run
 
@@ -61,12 +61,12 @@ def test_only_transitions_are_told_and_signed(check, github) -> None:
     assert sum("flash, flash_fsdp 2: fixed" in hook.body.decode() for hook in github.hooks) == 1
 
 
-def test_a_listener_that_is_away_is_told_later(check, github, keeper, database) -> None:
+def test_a_listener_that_is_away_is_told_later(check, github, reconciler, database) -> None:
     github.failures += [(503, {}), (429, {"Retry-After": "0"})]
     check(A, Verdict.FAILED, Verdict.PASSED)
     with database.read() as session:
         assert {report.error for report in session.scalars(select(ReportRow))} == {"answered 503", "answered 429"}
-    until(lambda: keeper.round() and len(github.hooks) == 2, 5)
+    until(lambda: reconciler.round() and len(github.hooks) == 2, 5)
 
 
 def test_slack_takes_no_markup_from_a_title() -> None:

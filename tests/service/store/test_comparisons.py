@@ -1,4 +1,4 @@
-"""Comparisons: paging, filters, cancel, and when the bell is due."""
+"""Comparisons: paging, filters, cancel, and when the notifier is due."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -98,7 +98,7 @@ def test_an_idempotency_key_belongs_to_one_comparison(database) -> None:
 
 def due(database, seconds, limit=20):
     with database.write() as session:
-        return ComparisonRepository(session).take_due_rings(
+        return ComparisonRepository(session).due_notifications(
             NOON + timedelta(seconds=seconds), timedelta(seconds=10), limit
         )
 

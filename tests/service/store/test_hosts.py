@@ -8,7 +8,6 @@ import pytest
 from service.contract import ArmError, ArmSpec, ErrorKind, Verdict
 from service.store import (
     AgentEnd,
-    AgentFailure,
     AgentRepository,
     AgentState,
     AttemptRepository,
@@ -18,6 +17,7 @@ from service.store import (
     Database,
     Host,
     HostRepository,
+    NodeFailure,
     NoHosts,
 )
 from tests.service.documents import tiny
@@ -103,7 +103,7 @@ def test_who_waits_for_hosts_comes_before_younger_ones(database) -> None:
     with pytest.raises(NoHosts, match="3 are there, 2 are free") as shortage:
         claim(database, "2", 3, public_id=wide)
     with database.write() as session:
-        ComparisonRepository(session).want_hosts(wide, shortage.value.count)
+        ComparisonRepository(session).enqueue_hosts(wide, shortage.value.count)
     with pytest.raises(NoHosts, match="an older comparison waits for hosts"):
         claim(database, "2", 1, public_id=narrow)
     with database.write() as session:
@@ -161,7 +161,7 @@ def test_of_two_who_want_the_same_hosts_one_gets_all_and_the_other_none(database
     assert sorted(row.status for row in rows) == ["queued"] * 7 + ["running"]
 
 
-@pytest.mark.parametrize("ending", ["record", "release", "lose", "take_back"])
+@pytest.mark.parametrize("ending", ["record", "release", "lose", "reclaim"])
 def test_hosts_are_free_when_their_attempt_is_over(database, ending) -> None:
     registered(database, "1", "2")
     attempt, _ = claim(database, "1", 2)
@@ -172,7 +172,7 @@ def test_hosts_are_free_when_their_attempt_is_over(database, ending) -> None:
             "record": (attempt.token, AttemptResult(Verdict.CANCELLED), NOON),
             "release": (attempt.token, NOON),
             "lose": (attempt.token, "host 2 is gone", NOON, 3),
-            "take_back": (lease, NOON, 3),
+            "reclaim": (lease, NOON, 3),
         }
         assert getattr(attempts, ending)(*arguments[ending])
     assert holders(database) == {"1": None, "2": None}
@@ -221,7 +221,7 @@ def test_agents_stop_when_told_to_and_say_how_they_ended(database) -> None:
     attempt, nodes = claim(database, "1", 3)
     ids = asked(database, attempt, nodes)
     begun(database, ids[0], hosts["2"])
-    failure = AgentFailure(1.5, ArmError(kind=ErrorKind.CRASH, message="boom", rank=1))
+    failure = NodeFailure(1.5, ArmError(kind=ErrorKind.CRASH, message="boom", rank=1))
     with database.write() as session:
         agents = AgentRepository(session)
         assert agents.heartbeat(ids[0], hosts["2"], NOON)

@@ -20,14 +20,14 @@ from hypothesis.stateful import (
 )
 
 from service.contract import Verdict
-from service.queue.liveness import Silence
+from service.queue.liveness import LivenessMonitor
 from service.store import (
+    AttemptProgress,
     AttemptRepository,
     AttemptResult,
     AttemptState,
     ComparisonRepository,
     Database,
-    Progress,
     Status,
 )
 from tests.service.documents import tiny
@@ -65,7 +65,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         shutil.copy(self.template, self._folder / "clipwatch.db")
         self.database = Database(f"sqlite:///{self._folder / 'clipwatch.db'}")
         self.now, self.monotonic = datetime(2030, 1, 1, 12, tzinfo=UTC), 0.0
-        self.silence = Silence(lambda: self.monotonic)
+        self.liveness = LivenessMonitor(lambda: self.monotonic)
         self.known: dict[str, Known] = {}
 
     def teardown(self) -> None:
@@ -99,7 +99,7 @@ class LeaseProtocol(RuleBasedStateMachine):
     def heartbeat(self, token):
         holder = self._holder(token)
         with self.database.write() as session:
-            cancel = AttemptRepository(session).heartbeat(token, self.now, LEASE, Progress("reference"))
+            cancel = AttemptRepository(session).heartbeat(token, self.now, LEASE, AttemptProgress("reference"))
         assert cancel is (None if holder is None else holder.cancelled)
         if holder is not None:
             self._renew(holder)
@@ -136,14 +136,14 @@ class LeaseProtocol(RuleBasedStateMachine):
     @rule()
     def sweep(self):
         with self.database.read() as session:
-            past = {lease.token: lease for lease in self.silence.past(AttemptRepository(session).held())}
+            past = {lease.token: lease for lease in self.liveness.expired(AttemptRepository(session).held())}
         for known in [known for known in self.known.values() if known.holder]:
             known.seen = self.monotonic if known.seen is None else known.seen
             assert (known.holder in past) is (self.monotonic - known.seen >= LEASE.total_seconds())
             assert known.holder not in past or self.monotonic - known.renewed >= LEASE.total_seconds()
         for token, lease in past.items():
             with self.database.write() as session:
-                assert AttemptRepository(session).take_back(lease, self.now, MAX_ATTEMPTS)
+                assert AttemptRepository(session).reclaim(lease, self.now, MAX_ATTEMPTS)
             holder = self._holder(token)
             holder.expired += 1
             gave_up = Verdict.ERROR if holder.expired >= MAX_ATTEMPTS else None

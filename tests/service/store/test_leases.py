@@ -10,12 +10,12 @@ from sqlalchemy.exc import IntegrityError
 from service.contract import Verdict
 from service.store import (
     ArmProgress,
+    AttemptProgress,
     AttemptRepository,
     AttemptRow,
     AttemptState,
     ComparisonRepository,
     HeldLease,
-    Progress,
     Status,
     now,
 )
@@ -46,9 +46,9 @@ def held(database):
         return AttemptRepository(session).held()
 
 
-def take_back(database, lease, at, max_attempts=3):
+def reclaim(database, lease, at, max_attempts=3):
     with database.write() as session:
-        return AttemptRepository(session).take_back(lease, at, max_attempts)
+        return AttemptRepository(session).reclaim(lease, at, max_attempts)
 
 
 def record(database, token, at=NOON):
@@ -104,7 +104,7 @@ def test_the_database_itself_refuses_a_second_running_attempt(database, queued) 
 
 def test_a_heartbeat_renews_the_lease_and_notes_the_progress(database, queued) -> None:
     claimed, later = claim(database, queued), NOON + timedelta(seconds=20)
-    progress = Progress("reference", {"reference": ArmProgress(step=3, start=start(9))})
+    progress = AttemptProgress("reference", {"reference": ArmProgress(step=3, start=start(9))})
     with database.write() as session:
         assert AttemptRepository(session).heartbeat(claimed.token, later, LEASE, progress) is False
     attempt = comparison(database, queued).attempts[0]
@@ -118,7 +118,7 @@ def test_a_heartbeat_tells_of_a_cancel(database, queued) -> None:
         row = ComparisonRepository(session).cancel(queued, NOON)
         assert (row.status, row.cancel_requested) == (Status.RUNNING, True)
     with database.write() as session:
-        assert AttemptRepository(session).heartbeat(claimed.token, NOON, LEASE, Progress()) is True
+        assert AttemptRepository(session).heartbeat(claimed.token, NOON, LEASE, AttemptProgress()) is True
 
 
 def test_an_expired_lease_is_taken_back_once_and_its_late_owner_is_refused(database, queued) -> None:
@@ -126,8 +126,8 @@ def test_an_expired_lease_is_taken_back_once_and_its_late_owner_is_refused(datab
     late = NOON + LEASE + timedelta(seconds=1)
     (lease,) = held(database)
     assert lease == HeldLease(claimed.token, NOON, LEASE)
-    assert take_back(database, lease, late)
-    assert not take_back(database, lease, late)
+    assert reclaim(database, lease, late)
+    assert not reclaim(database, lease, late)
     assert held(database) == []
     assert comparison(database, queued).status == Status.QUEUED
 
@@ -135,7 +135,7 @@ def test_an_expired_lease_is_taken_back_once_and_its_late_owner_is_refused(datab
     assert not record(database, claimed.token, late)
     with database.write() as session:
         attempts = AttemptRepository(session)
-        assert attempts.heartbeat(claimed.token, late, LEASE, Progress()) is None
+        assert attempts.heartbeat(claimed.token, late, LEASE, AttemptProgress()) is None
         assert not attempts.release(claimed.token, late)
     row = comparison(database, queued)
     assert (row.status, row.verdict, again.number) == (Status.RUNNING, None, 2)
@@ -149,8 +149,8 @@ def test_an_owner_that_was_heard_of_in_the_meantime_keeps_the_lease(database, qu
     late = NOON + LEASE + timedelta(seconds=1)
     (before,) = held(database)
     with database.write() as session:
-        AttemptRepository(session).heartbeat(claimed.token, late, LEASE, Progress())
-    assert not take_back(database, before, late + LEASE)
+        AttemptRepository(session).heartbeat(claimed.token, late, LEASE, AttemptProgress())
+    assert not reclaim(database, before, late + LEASE)
     assert comparison(database, queued).status == Status.RUNNING
 
 
@@ -159,7 +159,7 @@ def test_after_max_attempts_lost_the_verdict_is_error_and_says_why(database, que
     for number in (1, 2):
         claim(database, queued, f"w{number}", at)
         at += LEASE + timedelta(seconds=1)
-        assert take_back(database, *held(database), at, max_attempts=2)
+        assert reclaim(database, *held(database), at, max_attempts=2)
     row = comparison(database, queued)
     assert (row.status, row.verdict, row.finished_at) == (Status.FINISHED, Verdict.ERROR, at)
     assert row.error == "gave up after 2 lost attempts: the last worker w2 was not heard of for too long"
@@ -174,11 +174,11 @@ def test_a_released_attempt_goes_back_and_does_not_count(database, queued) -> No
         assert (row.status, row.attempts[-1].state, row.ring_after) == (Status.QUEUED, AttemptState.RELEASED, NOON)
     claimed = claim(database, queued)
     assert claimed.number == 4
-    assert take_back(database, *held(database), NOON + 2 * LEASE, max_attempts=2)
+    assert reclaim(database, *held(database), NOON + 2 * LEASE, max_attempts=2)
     assert comparison(database, queued).status == Status.QUEUED
 
 
-@pytest.mark.parametrize("end", ["release", "take_back", "record"])
+@pytest.mark.parametrize("end", ["release", "reclaim", "record"])
 def test_what_was_to_be_cancelled_ends_as_cancelled(database, queued, end) -> None:
     claimed = claim(database, queued)
     with database.write() as session:
@@ -186,8 +186,8 @@ def test_what_was_to_be_cancelled_ends_as_cancelled(database, queued, end) -> No
     if end == "release":
         with database.write() as session:
             AttemptRepository(session).release(claimed.token, NOON)
-    elif end == "take_back":
-        take_back(database, *held(database), NOON + 2 * LEASE)
+    elif end == "reclaim":
+        reclaim(database, *held(database), NOON + 2 * LEASE)
     else:
         assert record(database, claimed.token) is Verdict.CANCELLED
     row = comparison(database, queued)
@@ -266,7 +266,7 @@ def test_what_is_lost_together_again_and_again_comes_back_apart(database, queued
         for public_id in (queued, beside):
             claim(database, public_id, at=at)
         for lease in held(database):
-            assert take_back(database, lease, at + LEASE)
+            assert reclaim(database, lease, at + LEASE)
         waits.append({comparison(database, public_id).ring_after - (at + LEASE) for public_id in (queued, beside)})
     assert waits[0] == {timedelta(0)}
     assert len(waits[1]) == 2

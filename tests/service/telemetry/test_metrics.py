@@ -6,10 +6,10 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.actions import submit
+from service.actions.submit import submit
 from service.app import create_app
 from service.contract import Verdict
-from service.queue import Bell
+from service.queue import Notifier
 from service.store import AttemptRepository, now
 from tests.service.documents import result, tiny
 
@@ -26,24 +26,26 @@ def scraped(settings) -> dict[tuple, float]:
 
 @pytest.fixture
 def bell(settings):
-    opened = Bell(settings)
+    opened = Notifier(settings)
     yield opened
     opened.close()
 
 
-def test_the_queue_verdicts_attempts_and_workers_are_those_of_the_database(settings, database, bell, finish) -> None:
+def test_the_queue_verdicts_attempts_and_workers_are_those_of_the_database(
+    settings, database, notifier, finish
+) -> None:
     empty = scraped(settings)
     assert empty["clipwatch_comparisons", "queued"] == 0
     assert empty["clipwatch_queue_oldest_seconds",] == 0
     for name in ("smoke/one", "smoke/two", "alone"):
-        finish(submit(database, bell, settings, tiny(name)).row.public_id, result(Verdict.PASSED))
-    lost = submit(database, bell, settings, tiny()).row.public_id
+        finish(submit(database, notifier, settings, tiny(name)).row.public_id, result(Verdict.PASSED))
+    lost = submit(database, notifier, settings, tiny()).row.public_id
     with database.write() as session:
         attempts, moment = AttemptRepository(session), now(session)
         attempts.claim(lost, "w1", moment, timedelta(seconds=-1))
-        assert attempts.take_back(attempts.held()[0], moment, 3)
+        assert attempts.reclaim(attempts.held()[0], moment, 3)
         attempts.claim(lost, "w2", moment, timedelta(seconds=60))
-    submit(database, bell, settings, tiny())
+    submit(database, notifier, settings, tiny())
     found = scraped(settings)
     assert [found["clipwatch_comparisons", status] for status in ("queued", "running", "finished")] == [1, 1, 3]
     assert found["clipwatch_queue_oldest_seconds",] > 0

@@ -2,8 +2,8 @@
 
 import pytest
 
+from service.checks.lifecycle import settle
 from service.contract import Verdict
-from service.queue import settle
 from tests.service.web.conftest import gate
 
 

@@ -53,9 +53,9 @@ def test_ages(seconds, text) -> None:
 
 
 def test_arms_and_workloads() -> None:
-    assert words.arm_words({"mode": "flash", "world_size": 4}) == "flash × 4"
-    assert words.arm_words({"mode": "flash", "world_size": None}) == "flash"
-    assert words.arm_words({"mode": "flash", "world_size": None}, {"world_size": 2}) == "flash × 2"
+    assert words.arm_text({"mode": "flash", "world_size": 4}) == "flash × 4"
+    assert words.arm_text({"mode": "flash", "world_size": None}) == "flash"
+    assert words.arm_text({"mode": "flash", "world_size": None}, {"world_size": 2}) == "flash × 2"
     document = Comparison().model_dump(mode="json")
-    assert words.workload_words(document) == "32 steps of 32 × 64 tokens · 3 layers of 512 · σ 1"
-    assert words.workload_words({"workload": {"of": "another version"}}) == ""
+    assert words.workload_text(document) == "32 steps of 32 × 64 tokens · 3 layers of 512 · σ 1"
+    assert words.workload_text({"workload": {"of": "another version"}}) == ""

@@ -8,13 +8,13 @@ from typing import Any
 
 from service.contract import Arm, ArmSpec, Comparison, Mode
 from tests.worker.workloads import Recording, cpu_arm, tiny
-from worker.conductor import Outcome, run_comparison
 from worker.launch import RunningArm
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
+from worker.runner import Outcome, run_comparison
 from worker.runner.judging import judge_here
 
 
-class Counting(ForkedLauncher):
+class Counting(ForkLauncher):
     """Counts the arms that it starts, by role. An arm whose role is in `faults` has that fault."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ def compared(reference: Arm | None = None, candidate: Arm | None = None, **chang
     return Comparison(reference=reference or cpu_arm(Mode.GHOST), candidate=candidate or cpu_arm(Mode.HOOKS), **given)
 
 
-def conduct(comparison: Comparison, folder: Path, launcher: ForkedLauncher, **options: Any) -> Outcome:
+def conduct(comparison: Comparison, folder: Path, launcher: ForkLauncher, **options: Any) -> Outcome:
     """Run it and judge here, without plots."""
     given = {"observer": Recording(), "stop": threading.Event()} | options
     return run_comparison(comparison, folder, launcher=launcher, plots=False, judge=judge_here, **given)

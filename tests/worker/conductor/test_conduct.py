@@ -25,7 +25,7 @@ from tests.service.documents import tiny
 from tests.waiting import until
 from worker.conductor.conduct import Conductor
 from worker.launch import LocalLauncher
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 
 LONG = 400_000  # samples: many minutes of training
 
@@ -47,7 +47,7 @@ def conductor(database, settings) -> Conductor:
 
 @pytest.fixture(scope="module")
 def forked():
-    with ForkedLauncher() as launcher:
+    with ForkLauncher() as launcher:
         yield launcher
 
 
@@ -166,7 +166,7 @@ def lose_twice(database: Database, public_id: str) -> None:
             attempts, past = AttemptRepository(session), now(session) - timedelta(hours=hours)
             attempts.claim(public_id, "gone", past, timedelta(seconds=1))
             (lease,) = attempts.held()
-            assert attempts.take_back(lease, past, max_attempts=3)
+            assert attempts.reclaim(lease, past, max_attempts=3)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -244,7 +244,7 @@ def test_who_lost_the_lease_stops_and_records_nothing(database, under_way) -> No
     # What the sweeper does to an owner that was silent for too long.
     with database.write() as session:
         attempts = AttemptRepository(session)
-        assert attempts.take_back(*attempts.held(), now(session), max_attempts=3)
+        assert attempts.reclaim(*attempts.held(), now(session), max_attempts=3)
     thread.join(15)
     assert verdicts == [None]
     assert alive(family) == []

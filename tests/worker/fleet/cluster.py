@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 from sqlalchemy import make_url
 
-from service.actions import submit
+from service.actions.submit import submit
 from service.contract import Arm, Comparison, Device, Kernels, Mode
-from service.queue import Bell, Sweeper
+from service.queue import Notifier, Sweeper
 from service.settings import Settings
 from service.store import (
     AgentRow,
@@ -19,7 +19,7 @@ from service.store import (
     ComparisonRow,
     Database,
     HostRepository,
-    HostSight,
+    HostStatus,
     ReservationRow,
     now,
 )
@@ -49,8 +49,8 @@ class FleetHouse:
     ) -> None:
         self.folder, self.settings, self.places, self._database_url = folder, settings, places, database_url
         self._program, self._environment = program, environment
-        self.database, self.bell = Database(settings.database), Bell(settings)
-        self._sweeper = Sweeper(self.database, self.bell, settings)
+        self.database, self.notifier = Database(settings.database), Notifier(settings)
+        self._sweeper = Sweeper(self.database, self.notifier, settings)
         self.workers = [self._started(number) for number in range(1, len(places) + 1)]
 
     def wait_until_ready(self) -> None:
@@ -58,7 +58,7 @@ class FleetHouse:
             worker.says(READY)
 
     def submit(self, comparison: Comparison) -> str:
-        return submit(self.database, self.bell, self.settings, comparison).row.public_id
+        return submit(self.database, self.notifier, self.settings, comparison).row.public_id
 
     def row(self, public_id: str) -> ComparisonRow:
         with self.database.read() as session:
@@ -89,7 +89,7 @@ class FleetHouse:
         with self.database.read() as session:
             return {row.host_id: row.node for row in session.query(ReservationRow)}
 
-    def hosts(self) -> list[HostSight]:
+    def hosts(self) -> list[HostStatus]:
         with self.database.read() as session:
             return HostRepository(session).all(now(session))
 
@@ -118,7 +118,7 @@ class FleetHouse:
             worker.process.wait(10)
         for process in alive([process for family in families for process in family]):
             process.kill()
-        self.bell.close()
+        self.notifier.close()
         self.database.close()
 
     def _started(self, number: int) -> Program:

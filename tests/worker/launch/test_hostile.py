@@ -20,7 +20,7 @@ from tests.waiting import until
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Source
 from worker.launch import Launcher, LocalLauncher
-from worker.launch.protocol import Isolation, Limits
+from worker.launch.protocol import Isolation, ResourceLimits
 from worker.launch.sandbox import landlock
 from worker.runner.follow import run_arm
 from worker.source import hash_package
@@ -116,9 +116,9 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("code", "limits", "words"),
     [
-        (FORKS, Limits(processes=40), "processes, more than the limit of 40"),
-        (MANY_FILES, Limits(disk=20 * 2**20), "MiB, more than the limit of 20 MiB"),
-        (MEMORY, Limits(memory=500 * 2**20), "of memory, more than the limit of 500 MiB"),
+        (FORKS, ResourceLimits(processes=40), "processes, more than the limit of 40"),
+        (MANY_FILES, ResourceLimits(disk=20 * 2**20), "MiB, more than the limit of 20 MiB"),
+        (MEMORY, ResourceLimits(memory=500 * 2**20), "of memory, more than the limit of 500 MiB"),
     ],
     ids=["fork bomb", "full disk", "memory"],
 )
@@ -134,7 +134,7 @@ def test_an_arm_that_exceeds_a_limit_is_ended_and_says_so(tmp_path, code, limits
 
 def test_one_file_cannot_fill_the_disk_even_between_two_looks(tmp_path):
     outcome, log = run(
-        tmp_path, LocalLauncher(program=(sys.executable, "-c", ONE_FILE), limits=Limits(disk=20 * 2**20))
+        tmp_path, LocalLauncher(program=(sys.executable, "-c", ONE_FILE), limits=ResourceLimits(disk=20 * 2**20))
     )
     assert outcome.error is not None
     assert "File too large" in log

@@ -11,7 +11,7 @@ from tests.waiting import until
 from tests.worker.workloads import cpu_arm, tiny
 from worker.launch import LocalLauncher
 from worker.launch.multinode import resolve_spread
-from worker.launch.rendezvous import Meeting, free_port
+from worker.launch.rendezvous import MultiNode, free_port
 from worker.launch.sandbox import landlock
 
 PORTS = range(29_300, 29_400)
@@ -48,7 +48,7 @@ def test_an_arm_of_several_hosts_reaches_ports_that_nobody_chose_and_no_other(tm
         program = tmp_path / "try.py"
         program.write_text(TRY)
         launcher = LocalLauncher(program=(sys.executable, str(program), json.dumps(ports)))
-        meeting = Meeting("127.0.0.1", free_port(PORTS), "1-candidate", 0, 1, "lo", 30)
+        meeting = MultiNode("127.0.0.1", free_port(PORTS), "1-candidate", 0, 1, "lo", 30)
         running = launcher.join(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)), tmp_path, None, meeting)
         until(lambda: running.poll() is not None, 60)
     log = (tmp_path / "log.txt").read_text()

@@ -15,7 +15,7 @@ from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Checkout, Source
 from worker.launch import LocalLauncher
 from worker.launch.devices import Devices
-from worker.runner.arm_cache import KeptArms
+from worker.runner.arm_cache import ArmCache
 from worker.runner.comparison import specs_of
 
 ALL = ["candidate", "reference"]
@@ -40,7 +40,7 @@ def run(launcher, artifacts, tmp_path):
     def conducted(comparison, **options):
         number = next(numbers)
         launcher.started.clear()
-        kept, observer = KeptArms(artifacts, launcher, f"cmp/{number}"), Recording()
+        kept, observer = ArmCache(artifacts, launcher, f"cmp/{number}"), Recording()
         options = {"places": Devices(slots=2)} | options
         outcome = conduct(comparison, tmp_path / str(number), launcher, kept=kept, observer=observer, **options)
         return outcome, sorted(launcher.started), observer
@@ -131,7 +131,7 @@ def test_an_arm_that_failed_is_not_kept(run, tmp_path):
 def test_records_that_cannot_be_kept_change_no_verdict(launcher, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     artifacts = ArtifactFolder(Settings(data_dir=tmp_path, artifacts_url=str(tmp_path / "file")))
-    kept = KeptArms(artifacts, launcher, "cmp/1")
+    kept = ArmCache(artifacts, launcher, "cmp/1")
     assert conduct(compared(), tmp_path / "run", launcher, kept=kept).verdict is Verdict.PASSED
 
 
@@ -154,7 +154,7 @@ class TestKey:
         return make
 
     def key(self, artifacts, spec=SPEC, source=None, **place) -> str | None:
-        return KeptArms(artifacts, LocalLauncher(**place), "cmp/1").key(spec, source)
+        return ArmCache(artifacts, LocalLauncher(**place), "cmp/1").key(spec, source)
 
     def changed(self, **arm):
         return self.SPEC.model_copy(update={"arm": self.SPEC.arm.model_copy(update=arm)})
@@ -192,4 +192,4 @@ class TestKey:
     def test_none_where_the_launcher_cannot_say_what_it_runs_on(self, artifacts):
         with Counting() as launcher:
             faulty = launcher.with_fault("tests.worker.faulty_training:nan_loss")
-            assert KeptArms(artifacts, faulty, "cmp/1").key(self.SPEC, None) is None
+            assert ArmCache(artifacts, faulty, "cmp/1").key(self.SPEC, None) is None

@@ -10,9 +10,9 @@ from service.contract import Comparison, ErrorKind, Mode, Tolerances, Verdict
 from tests.worker.conductor import conducting
 from tests.worker.launching import FAULTS, FaultyCandidate, launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
-from worker.conductor import Stopped, run_comparison
 from worker.launch import LocalLauncher
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
+from worker.runner import Stopped, run_comparison
 from worker.runner.comparison import specs_of
 
 FLASH, FLASH_FSDP = cpu_arm(Mode.FLASH), cpu_arm(Mode.FLASH_FSDP, 2)
@@ -20,7 +20,7 @@ FLASH, FLASH_FSDP = cpu_arm(Mode.FLASH), cpu_arm(Mode.FLASH_FSDP, 2)
 
 @pytest.fixture(scope="module")
 def forked():
-    with ForkedLauncher(os.environ) as launcher:
+    with ForkLauncher(os.environ) as launcher:
         yield launcher
 
 

@@ -4,13 +4,13 @@ import pytest
 
 from service.contract import Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.dedupe import SharedArms
 
 
 @pytest.fixture(scope="module")
 def launcher():
-    with ForkedLauncher(os.environ) as launcher:
+    with ForkLauncher(os.environ) as launcher:
         yield launcher
 
 

@@ -3,14 +3,14 @@
 from service.contract import Mode
 from service.settings import Settings
 from tests.worker.workloads import cpu_arm
-from worker.runner.launcher_factory import make_places
+from worker.runner.launcher_factory import make_device_pool
 
 
 def test_the_comparisons_of_a_worker_share_its_slots() -> None:
-    places = make_places(Settings(cpu_slots=3))
+    places = make_device_pool(Settings(cpu_slots=3))
     first, second = (places.ask(cpu_arm(Mode.FLASH_FSDP, 2)) for _ in range(2))
     assert (first.wait(0), second.wait(0)) == (True, False)
 
 
 def test_a_worker_of_a_cluster_has_no_devices_to_share() -> None:
-    assert make_places(Settings(launcher="kubernetes")) is None
+    assert make_device_pool(Settings(launcher="kubernetes")) is None

@@ -10,8 +10,8 @@ from service.contract import ErrorKind, Mode, Verdict
 from tests.waiting import until
 from tests.worker.conductor.conducting import Counting, compared, conduct
 from tests.worker.workloads import Recording, cpu_arm, tiny
-from worker.conductor import Stopped
 from worker.launch.devices import Devices, OneAtATime, Request
+from worker.runner import Stopped
 from worker.runner.scheduler import WAITING
 
 PATIENCE = 60
@@ -29,7 +29,7 @@ def _no_faults(launcher):
     launcher.faults.clear()
 
 
-class Meeting(Recording):
+class MultiNode(Recording):
     """Lets no arm end before as many have started as are to run side by side."""
 
     def __init__(self, meeting: threading.Barrier) -> None:
@@ -46,7 +46,7 @@ def all_free(devices: Devices, slots: int) -> bool:
 
 
 def test_arms_run_side_by_side_where_there_are_slots(launcher, tmp_path):
-    devices, observer = Devices(slots=3), Meeting(threading.Barrier(3))
+    devices, observer = Devices(slots=3), MultiNode(threading.Barrier(3))
     outcome = conduct(compared(oracle_steps=1), tmp_path, launcher, places=devices, observer=observer)
     assert outcome.verdict is Verdict.PASSED, outcome.error
     assert list(outcome.arms) == ["reference", "candidate", "oracle"]
@@ -104,7 +104,7 @@ def test_two_comparisons_run_at_once_on_slots_of_their_own(launcher, tmp_path):
     outcomes = {}
 
     def run(name: str) -> None:
-        observer = Meeting(meeting)
+        observer = MultiNode(meeting)
         outcomes[name] = conduct(compared(), tmp_path / name, launcher, places=devices, observer=observer)
 
     threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "other")]
@@ -172,7 +172,7 @@ def test_stop_ends_all_that_run_side_by_side(launcher, tmp_path):
     devices, stop, meeting = Devices(slots=2), threading.Event(), threading.Barrier(2, action=lambda: stop.set())
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(Stopped):
-        conduct(compared(), tmp_path, launcher, places=devices, stop=stop, observer=Meeting(meeting))
+        conduct(compared(), tmp_path, launcher, places=devices, stop=stop, observer=MultiNode(meeting))
     assert set(psutil.Process().children(recursive=True)) <= before | templates(launcher)
     assert all_free(devices, 2)
 

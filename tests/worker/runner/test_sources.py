@@ -12,8 +12,8 @@ from tests.worker.checkout.repository import Repository
 from tests.worker.opacus_sources import DOES_NOT_IMPORT, NATIVE_FLASH, commit_changed_opacus
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Checkout
-from worker.conductor import Stopped, run_comparison
 from worker.launch import LocalLauncher
+from worker.runner import Stopped, run_comparison
 from worker.source import hash_package
 
 INSTALLED_PACKAGE = Path(opacus.__file__).parent

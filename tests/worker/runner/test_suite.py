@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from service.contract import Comparison, Verdict
-from worker.conductor import Outcome
+from worker.runner import Outcome
 from worker.runner.suite import Result, verdict_of
 
 P, F, U, E = Verdict.PASSED, Verdict.FAILED, Verdict.UNSUPPORTED, Verdict.ERROR

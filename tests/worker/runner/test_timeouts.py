@@ -1,4 +1,4 @@
-"""Limits of time: what they measure, and that what passes one is ended and says which."""
+"""Timeouts of time: what they measure, and that what passes one is ended and says which."""
 
 import threading
 
@@ -9,7 +9,7 @@ from service.contract import ArmSpec, ErrorKind, Mode
 from tests.worker.launching import launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.runner.follow import run_arm
-from worker.runner.timeouts import Limits, Stopwatch
+from worker.runner.timeouts import Stopwatch, Timeouts
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 
 def test_an_arm_may_take_long_as_long_as_it_steps() -> None:
     clock = Clock()
-    watch = Stopwatch(Limits(arm_seconds=101, stall_seconds=10), clock)
+    watch = Stopwatch(Timeouts(arm_seconds=101, stall_seconds=10), clock)
     for _ in range(9):
         clock.seconds += 10
         assert watch.exceeded() is None
@@ -35,7 +35,7 @@ def test_an_arm_may_take_long_as_long_as_it_steps() -> None:
 
 def test_without_limits_nothing_is_exceeded() -> None:
     clock = Clock()
-    watch = Stopwatch(Limits(), clock)
+    watch = Stopwatch(Timeouts(), clock)
     clock.seconds += 1e9
     assert watch.exceeded() is None
 
@@ -43,8 +43,8 @@ def test_without_limits_nothing_is_exceeded() -> None:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (Limits(stall_seconds=3), "no step for 3 s (stall_seconds)"),
-        (Limits(arm_seconds=0.5), "it took longer than the limit of 0.5 s (arm_seconds)"),
+        (Timeouts(stall_seconds=3), "no step for 3 s (stall_seconds)"),
+        (Timeouts(arm_seconds=0.5), "it took longer than the limit of 0.5 s (arm_seconds)"),
     ],
     ids=["stalls", "too long"],
 )

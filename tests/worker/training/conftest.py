@@ -11,7 +11,7 @@ import pytest
 
 from service.contract import RECORD_FILE, ArmRecord, ArmSpec, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.follow import RecordReader
 from worker.training.loop import train
 from worker.training.recorder import Progress
@@ -48,7 +48,7 @@ def train_here(tmp_path_factory, world):
 
 @pytest.fixture(scope="package")
 def launcher():
-    with ForkedLauncher(os.environ) as launcher:
+    with ForkLauncher(os.environ) as launcher:
         yield launcher
 
 

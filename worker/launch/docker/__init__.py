@@ -1,0 +1,1 @@
+"""Arms in containers of a Docker engine."""

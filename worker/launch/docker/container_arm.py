@@ -16,7 +16,7 @@ from docker.models.containers import Container
 
 from service.contract import ArmError, ErrorKind
 from worker.launch.docker.engine_client import UNREACHABLE, reason, remove
-from worker.launch.protocol import Limits
+from worker.launch.protocol import ResourceLimits
 from worker.launch.sandbox.supervisor import ERROR, in_mib
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,12 @@ DRAIN_SECONDS = 5.0
 KILLED = 128 + signal.SIGKILL
 
 
-class ContainedArm:
+class DockerArm:
     """A started container. One thread reads its output, whoever follows the arm asks for its state."""
 
-    def __init__(self, container: Container, folder: Path, limits: Limits, output: Iterable[bytes], log_file: BinaryIO):
+    def __init__(
+        self, container: Container, folder: Path, limits: ResourceLimits, output: Iterable[bytes], log_file: BinaryIO
+    ):
         self._container, self._folder, self._limits = container, folder, limits
         self._status: int | None = None
         self._answered = time.monotonic()

@@ -14,11 +14,11 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from service.contract import Arm, ArmSpec, Device
-from worker.launch.docker.container_arm import ContainedArm
+from worker.launch.docker.container_arm import DockerArm
 from worker.launch.docker.engine_client import connect, find_image, in_words, remove
-from worker.launch.docker.owner_lock import Owner, lives
-from worker.launch.protocol import LOG, Isolation, Limits, RunningArm
-from worker.launch.sandbox.confine import LAYERS, Plan, private_folders
+from worker.launch.docker.owner_lock import OwnerLock, is_alive
+from worker.launch.protocol import LOG, Isolation, ResourceLimits, RunningArm
+from worker.launch.sandbox.confine import LAYERS, SandboxPlan, private_folders
 from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ STRANGER = 10001
 SHARED_MEMORY, TEMPORARY = 8 * 2**30, 2**30
 
 
-class ContainerLauncher:
+class DockerLauncher:
     """One container for each arm: no network, a root file system that is read-only, no capability, not root.
 
     An arm can write to its own folder and to nothing else that outlives it. The engine must see the worker's folders
@@ -45,7 +45,7 @@ class ContainerLauncher:
         image: str,
         environment: Mapping[str, str] = os.environ,
         program: Sequence[str] = ("python3", "-u", "-m", "worker.training"),
-        limits: Limits = Limits(),  # noqa: B008, frozen
+        limits: ResourceLimits = ResourceLimits(),  # noqa: B008, frozen
         engine: str = "",
         root: Path | None = None,
         threads: int | None = None,
@@ -72,7 +72,7 @@ class ContainerLauncher:
         self._image, config = found.id, found.attrs["Config"]
         self._image_environment = dict(line.split("=", 1) for line in config["Env"] or [])
         self._image_volumes = list(config["Volumes"] or {})
-        self._owner = Owner(self._root)
+        self._owner = OwnerLock(self._root)
         self._sweep()
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class ContainerLauncher:
         ranks = write_spec(spec, folder)
         places = {name: str(ARM / Path(path).name) for name, path in private_folders(folder).items()}
         user = _hand_over(folder)
-        plan = Plan(Isolation.REQUIRED.value, asdict(self._limits), around=list(LAYERS))
+        plan = SandboxPlan(Isolation.REQUIRED.value, asdict(self._limits), around=list(LAYERS))
         command = ["python3", "-m", "worker.launch.sandbox.supervisor", json.dumps(asdict(plan))]
         command += torchrun_options(ranks, self._program, ARM)
         gpus = self._gpus(devices) if spec.arm.device is Device.CUDA else []
@@ -117,7 +117,7 @@ class ContainerLauncher:
             except BaseException:
                 remove(container)
                 raise
-        return ContainedArm(container, folder, self._limits, output, file)
+        return DockerArm(container, folder, self._limits, output, file)
 
     def _create(self, folder: Path, **given: Any) -> Container:
         """A container that is named after the arm's folder, in place of one that was made for it already."""
@@ -184,7 +184,7 @@ class ContainerLauncher:
         """Ends the arms of workers that have gone."""
         with in_words("the container engine does not list or end what was left behind"):
             for container in self._mine():
-                if not lives(self._root, container.labels[f"{LABEL}.owner"]):
+                if not is_alive(self._root, container.labels[f"{LABEL}.owner"]):
                     log.warning("ending %s, left behind by a worker that has gone", container.name)
                     remove(container)
 

@@ -1,4 +1,4 @@
-"""Says of a launcher whether its worker still lives, to all workers of the host."""
+"""Says of a launcher whether its worker still is_alive, to all workers of the host."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 PREFIX = "clipwatch-worker-"
 
 
-class Owner:
+class OwnerLock:
     """A locked file. The system takes the lock from a process that ends in any way, and no process number is reused."""
 
     def __init__(self, root: Path):
@@ -26,7 +26,7 @@ class Owner:
         os.close(self._lock)
 
 
-def lives(root: Path, name: str) -> bool:
+def is_alive(root: Path, name: str) -> bool:
     """Whether the owner of that name still runs. Who belongs to another user is taken to."""
     try:
         descriptor = os.open(root / name, os.O_RDONLY)

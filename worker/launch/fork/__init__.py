@@ -1,0 +1,1 @@
+"""Arms forked from a server that has torch imported already."""

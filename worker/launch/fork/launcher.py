@@ -18,14 +18,14 @@ import psutil
 from service.contract import Arm, ArmSpec, Mode
 from worker.launch.local import GRACE_SECONDS, LocalLauncher
 from worker.launch.protocol import LOG, SPEC
-from worker.launch.provenance import Place
+from worker.launch.provenance import Provenance
 
 # Below the ports that Linux hands out by itself, so that nothing takes one between our look and the arm's use of it.
 PORTS = (10_000, 30_000)
 SIGKILLED = -9
 
 
-class ForkedLauncher(LocalLauncher):
+class ForkLauncher(LocalLauncher):
     """A launcher for suites, selftest, soak and tests, on one host; the service's is `LocalLauncher`.
 
     Arms of one Opacus are forked from one template process. Close it when done (it is a context manager); what still
@@ -44,14 +44,14 @@ class ForkedLauncher(LocalLauncher):
         self._templates: dict[Path | None, Template] = {}
         self._lock = threading.Lock()
 
-    def with_fault(self, fault: str | None) -> "ForkedLauncher":
+    def with_fault(self, fault: str | None) -> "ForkLauncher":
         """A launcher with another fault that shares this one's templates; only the first needs to be closed."""
-        other = ForkedLauncher.__new__(ForkedLauncher)
+        other = ForkLauncher.__new__(ForkLauncher)
         other.__dict__.update(self.__dict__, _fault=fault)
         return other
 
-    def place(self, arm: Arm) -> Place | None:
-        return super().place(arm) if self._fault is None else None
+    def provenance(self, arm: Arm) -> Provenance | None:
+        return super().provenance(arm) if self._fault is None else None
 
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
@@ -80,7 +80,7 @@ class ForkedLauncher(LocalLauncher):
                 self._templates[source] = Template(self._scrubbed(Arm(mode=Mode.NONE, world_size=1), source))
             return self._templates[source]
 
-    def __enter__(self) -> "ForkedLauncher":
+    def __enter__(self) -> "ForkLauncher":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The process that `ForkedLauncher` forks arms from: it has imported what they need and nothing more.
+"""The process that `ForkLauncher` forks arms from: it has imported what they need and nothing more.
 
 `python -m worker.launch.fork.server` reads one JSON document a line from standard input, `{"id", "spec", "folder",
 "ranks", "port", "environment", "fault"}`, and writes `{"id", "pid"}` when the arm has been forked and `{"id",

@@ -1,7 +1,7 @@
 """One node of an arm in a container: torchrun with the ranks of this node, its output in a file of the arm's folder.
 
-`python -m worker.launch.kubernetes.entrypoint --nodes N --ranks R --head HOST:PORT --id NAME --folder FOLDER`, with `NODE_RANK` in the
-environment. The container is the confinement.
+`python -m worker.launch.kubernetes.entrypoint --nodes N --ranks R --head HOST:PORT --id NAME --folder FOLDER`, with
+`NODE_RANK` in the environment. The container is the confinement.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from worker.launch.kubernetes.cluster import FAULTS, Cluster, Created, Expired, 
 from worker.launch.kubernetes.objects import GRACE_SECONDS, Document
 from worker.launch.kubernetes.options import ClusterOptions
 from worker.launch.kubernetes.pod_status import End, Waiting, end_of, has_failed, waiting_for
-from worker.launch.kubernetes.shared_folder import Mirror
+from worker.launch.kubernetes.shared_folder import SharedFolder
 from worker.launch.protocol import LOG
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ GONE_SECONDS = 60.0
 class KubernetesArm:
     """A running arm. Its end is known when the cluster tells and all that its pods wrote has been fetched."""
 
-    def __init__(self, cluster: Cluster, created: Created, mirror: Mirror, options: ClusterOptions, folder: Path):
+    def __init__(self, cluster: Cluster, created: Created, mirror: SharedFolder, options: ClusterOptions, folder: Path):
         self._cluster, self._created, self._mirror, self._options = cluster, created, mirror, options
         self._folder = folder
         self._end: End | None = None

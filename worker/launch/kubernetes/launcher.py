@@ -11,7 +11,7 @@ from worker.launch.kubernetes.cluster import FAULTS, Cluster, connection, said
 from worker.launch.kubernetes.job_arm import KubernetesArm
 from worker.launch.kubernetes.objects import ArmJob, name_of
 from worker.launch.kubernetes.options import ClusterOptions
-from worker.launch.kubernetes.shared_folder import Mirror
+from worker.launch.kubernetes.shared_folder import SharedFolder
 from worker.launch.protocol import LOG, SPEC, LaunchError, RunningArm
 
 CPU_WORLD_SIZE = 2
@@ -50,7 +50,7 @@ class KubernetesLauncher:
         return arm.model_copy(update={"device": device, "world_size": world_size, "kernels": kernels})
 
     def start(
-        self, spec: ArmSpec, folder: Path, source: Path | None = None, *, devices: Sequence[int] | None = None
+        self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
     ) -> RunningArm:
         """As the protocol says. `devices` are of the worker's host and mean nothing here: the cluster gives GPUs.
 
@@ -69,7 +69,7 @@ class KubernetesLauncher:
                 shutil.copytree(source, shared / "source", symlinks=True, dirs_exist_ok=True)
         except (OSError, shutil.Error) as fault:
             raise LaunchError(f"the volume that arms share cannot be written: {fault}") from fault
-        mirror = Mirror(shared / "out", folder, self._options.disk)
+        mirror = SharedFolder(shared / "out", folder, self._options.disk)
         try:
             created = self._cluster.create(job)
         except LaunchError:

@@ -12,7 +12,7 @@ Document = dict[str, Any]
 
 NAME, ARM, CONDUCTOR = "app.kubernetes.io/name", "clipwatch.dev/arm", "clipwatch.dev/conductor"
 PEERS, DIGEST = "clipwatch.dev/peers", "clipwatch.dev/digest"
-QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 TOPOLOGY = "alpha.jobset.sigs.k8s.io/exclusive-topology"
 INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -110,7 +110,7 @@ def headless_service(job: ArmJob, options: ClusterOptions, job_uid: str) -> Docu
 
 
 def _metadata(job: ArmJob, options: ClusterOptions, annotations: dict[str, str]) -> Document:
-    queue = {QUEUE: options.queue} if options.queue else {}
+    queue = {QUEUE_LABEL: options.queue} if options.queue else {}
     metadata: Document = {
         "name": job.name,
         "namespace": options.namespace,

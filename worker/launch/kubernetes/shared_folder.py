@@ -17,7 +17,7 @@ ERROR = re.compile(r"error-rank.*\.json")
 CHUNK = 2**20
 
 
-class Mirror:
+class SharedFolder:
     """Copies what is new of each file since the last look. The logs of the nodes become one, in order of arrival."""
 
     def __init__(self, shared: Path, folder: Path, limit: int):

@@ -1,0 +1,1 @@
+"""Confines an arm on this host and holds it to its limits."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from worker.launch.protocol import Isolation, Limits
+from worker.launch.protocol import Isolation, ResourceLimits
 from worker.launch.sandbox import landlock
 
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
@@ -55,7 +55,7 @@ DEVICE_PATTERNS = ("nvidia*",)
 
 
 @dataclass(frozen=True)
-class Plan:
+class SandboxPlan:
     """Folders as strings: `readable` and `writable` with all that is in them, `listable` by name alone.
 
     `port`: where an arm of several hosts meets. It cannot have a network of its own; all that it may speak TCP with are
@@ -76,13 +76,13 @@ class Plan:
 
 def plan(
     isolation: Isolation,
-    limits: Limits,
+    limits: ResourceLimits,
     path: Iterable[Path],
     readable: Iterable[Path],
     writable: Iterable[Path],
     gpu: bool,
     port: int | None = None,
-) -> Plan:
+) -> SandboxPlan:
     """The plan for an arm that imports from the folders of `path`.
 
     Of those only what can be imported is readable: the data of the service may lie in one of them.
@@ -90,7 +90,7 @@ def plan(
     prefixes = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)} | {Path(sys.prefix)}
     entries = list(path)
     packages = [package for entry in entries for package in _importable(entry)]
-    return Plan(
+    return SandboxPlan(
         isolation.value,
         asdict(limits),
         [str(each) for each in (*prefixes, *packages, *readable)],
@@ -101,7 +101,7 @@ def plan(
     )
 
 
-def confine(given: Plan) -> tuple[list[str], list[str]]:
+def confine(given: SandboxPlan) -> tuple[list[str], list[str]]:
     """Confines this process and all that it starts, as far as this system can. What was done, and what could not be."""
     _limit(given.limits)
     if given.around:
@@ -205,7 +205,7 @@ def _ports(port: int) -> None:
     landlock.restrict_ports([0, port, *range(int(first), int(last) + 1)])
 
 
-def _files(given: Plan) -> None:
+def _files(given: SandboxPlan) -> None:
     if not landlock.version():
         raise OSError("this kernel has no Landlock")
     devices = [Path("/dev", name) for name in DEVICES]

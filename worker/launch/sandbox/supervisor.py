@@ -1,8 +1,8 @@
 """torchrun as a program that is watched: confined before it starts, held to its limits, and ended with all it started.
 
-`python -m worker.launch.sandbox.supervisor PLAN ARGUMENTS…` runs two processes. The one that is started watches: it is outside of
-the confinement, every orphan of the arm becomes its child, and it ends when its starter does, so that a worker that is
-killed leaves no arm behind on its GPUs. The other is confined and becomes torchrun.
+`python -m worker.launch.sandbox.supervisor PLAN ARGUMENTS…` runs two processes. The first one watches: it is not
+confined, every orphan of the arm becomes its child, and it ends when its starter ends, so that a worker that is killed
+leaves no arm on its GPUs. The second one is confined and becomes torchrun.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import psutil
 
 from service.contract import ArmError, ErrorKind
 from worker.launch.protocol import Isolation
-from worker.launch.sandbox.confine import Plan, confine, size_of
+from worker.launch.sandbox.confine import SandboxPlan, confine, size_of
 from worker.lifetime import die_with_parent
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
@@ -29,7 +29,7 @@ ERROR = "error-rank-watch.json"
 
 def main() -> int:
     die_with_parent()
-    plan = Plan(**json.loads(sys.argv.pop(1)))
+    plan = SandboxPlan(**json.loads(sys.argv.pop(1)))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     watch = os.getpid()
@@ -48,7 +48,7 @@ def main() -> int:
     return status
 
 
-def _run(plan: Plan, watch: int) -> int:
+def _run(plan: SandboxPlan, watch: int) -> int:
     die_with_parent(watch)
     done, missing = confine(plan)
     print(f"clipwatch: confined: {', '.join(done)}; not confined: {', '.join(missing) or '–'}", flush=True)  # noqa: T201
@@ -63,7 +63,7 @@ def _run(plan: Plan, watch: int) -> int:
     return 0
 
 
-def _watch(child: int, plan: Plan) -> int:
+def _watch(child: int, plan: SandboxPlan) -> int:
     """Waits for the end of torchrun; its exit status. An arm that exceeds a limit is ended before."""
     checked = time.monotonic()
     while True:
@@ -80,7 +80,7 @@ def _watch(child: int, plan: Plan) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def _excess(plan: Plan) -> str | None:
+def _excess(plan: SandboxPlan) -> str | None:
     """What the arm uses more of than it may, in words."""
     limits, family = plan.limits, psutil.Process().children(recursive=True)
     if len(family) > limits["processes"]:

@@ -9,14 +9,14 @@ import pytest
 
 from service.settings import Settings
 from worker.launch import LaunchError, LocalLauncher
-from worker.launch.docker.owner_lock import Owner, lives
+from worker.launch.docker.owner_lock import OwnerLock, is_alive
 from worker.runner.launcher_factory import make_launcher
 
 HOLDER = """
 import sys
 from pathlib import Path
-from worker.launch.docker.owner_lock import Owner
-owner = Owner(Path(sys.argv[1]))
+from worker.launch.docker.owner_lock import OwnerLock
+owner = OwnerLock(Path(sys.argv[1]))
 print(owner.name, flush=True)
 sys.stdin.read()
 """
@@ -51,12 +51,12 @@ def test_an_owner_lives_as_long_as_its_process(tmp_path):
     top = Path(__file__).parents[4]
     with subprocess.Popen(command, cwd=top, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         name = holder.stdout.readline().strip()
-        mine = Owner(tmp_path)
-        assert lives(tmp_path, name)
+        mine = OwnerLock(tmp_path)
+        assert is_alive(tmp_path, name)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    assert not lives(tmp_path, name)
-    assert lives(tmp_path, mine.name)
+    assert not is_alive(tmp_path, name)
+    assert is_alive(tmp_path, mine.name)
     mine.close()
-    assert not lives(tmp_path, mine.name)
+    assert not is_alive(tmp_path, mine.name)
     assert list(tmp_path.iterdir()) == []

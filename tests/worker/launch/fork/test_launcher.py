@@ -11,7 +11,7 @@ import pytest
 from service.contract import RECORD_FILE, ArmSpec, ErrorKind, Mode
 from tests.waiting import until
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 
 DEADLINE = 60
 FAULTS = "tests.worker.faulty_training"
@@ -22,7 +22,7 @@ MEASURED = ("step_time", "peak_memory", "duration")
 
 @pytest.fixture(scope="module")
 def launcher():
-    with ForkedLauncher({**os.environ, **SECRETS}) as launcher:
+    with ForkLauncher({**os.environ, **SECRETS}) as launcher:
         yield launcher
 
 
@@ -99,10 +99,10 @@ STARTER = f"""
 import sys
 from pathlib import Path
 from service.contract import ArmSpec
-from worker.launch.fork.launcher import ForkedLauncher
+from worker.launch.fork.launcher import ForkLauncher
 folder = Path(sys.argv[1])
 spec = ArmSpec.model_validate_json((folder / "given.json").read_text())
-ForkedLauncher(fault="{FAULTS}:stops_for_ever").start(spec, folder)
+ForkLauncher(fault="{FAULTS}:stops_for_ever").start(spec, folder)
 input()
 """
 

@@ -12,10 +12,10 @@ from service.contract import Arm, ArmSpec, Device, ErrorKind, Kernels, Mode
 from tests.waiting import until
 from tests.worker.launch.kubernetes.api_server import OBJECTS, ApiServer, Kubelet, container, refusal
 from tests.worker.workloads import Recording, cpu_arm, run, tiny
-from worker.conductor import Stopped
 from worker.launch.kubernetes import ClusterOptions, KubernetesLauncher
 from worker.launch.kubernetes.cluster import Cluster
 from worker.launch.protocol import LOG, LaunchError
+from worker.runner import Stopped
 from worker.runner.follow import run_arm
 
 RBAC = Path(__file__).parents[4] / "k8s/overlays/multi-node/rbac.yaml"
