@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from service.checks.events import Approved, Event, Proposed, Pushed, event_of
 from service.checks.lifecycle import enqueue_comment, notify_workers, queue_checks
 from service.checks.rules_file import RulesError, read_rules, read_suite
 from service.contract import Pulls, Rule, Rules, Suite, Target
 from service.git import Changes, GitError
-from service.github.payloads import Approved, Heard, Proposed, Pushed, heard_in
 from service.queue import Notifier
 from service.settings import Settings
 from service.store import CheckRow, Database, DeliveryRepository, DeliveryRow, DeliveryState, now, one_line
@@ -70,7 +70,7 @@ class CheckPlanner:
     def _plan_and_queue(self, rules: Rules, row: DeliveryRow) -> bool:
         if rules.repository.lower() != row.repository.lower():
             return self._drop(row, f"no rules for {row.repository}")
-        heard = heard_in(row.document)
+        heard = event_of(row.document)
         if isinstance(heard, Approved):
             return self._approve(rules, row, heard)
         plan = self._plan(rules, row, heard)
@@ -97,7 +97,7 @@ class CheckPlanner:
             waiting = DeliveryRepository(session).head(row.repository, row.pull)
         if waiting is None or waiting.sha != said.sha or waiting.state != DeliveryState.WAITING:
             return self._drop(row, f"{said.sha} is not a head of pull request {row.pull} that waits")
-        proposed = heard_in(waiting.document)
+        proposed = event_of(waiting.document)
         assert isinstance(proposed, Proposed)
         plan = self._plan(rules, waiting, proposed)
         outcome = f"approved by {said.login}"
@@ -167,7 +167,7 @@ class CheckPlanner:
         return tuple((read_suite(self._settings, name), supersede) for name, supersede in named.items())
 
 
-def _has_kind(rule: Rule, heard: Heard) -> bool:
+def _has_kind(rule: Rule, heard: Event) -> bool:
     return rule.pushes if isinstance(heard, Pushed) else rule.pull_requests is not Pulls.NONE
 
 

@@ -3,12 +3,12 @@
 Payloads have hundreds of fields and gain more: only those below are looked at, and only those are kept.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
+from service.checks.events import Approved, Event, Proposed, Pushed
 from service.contract import SHA, Target
-from service.contract.base import StrictModel
 from service.store import Delivery
 
 BRANCHES = "refs/heads/"
@@ -93,42 +93,6 @@ class CommentEvent(Payload):
     comment: Comment
 
 
-class Pushed(StrictModel):
-    """A branch has a new head."""
-
-    kind: Literal["push"] = "push"
-    before: str | None = None
-    title: str = ""
-
-
-class Proposed(StrictModel):
-    """A pull request has a head that was not seen before. `fork`: it may come from anyone."""
-
-    kind: Literal["pull"] = "pull"
-    fork: bool
-    base: str
-    title: str = ""
-
-
-class Approved(StrictModel):
-    """Somebody says that this head of a pull request may run. The label's name, or what GitHub says of the user."""
-
-    kind: Literal["approval"] = "approval"
-    sha: str
-    login: str
-    label: str | None = None
-    association: str = "NONE"
-
-
-Heard = Pushed | Proposed | Approved
-_heard: TypeAdapter[Heard] = TypeAdapter(Annotated[Heard, Field(discriminator="kind")])
-
-
-def heard_in(document: dict[str, Any]) -> Heard:
-    """What a remembered delivery says."""
-    return _heard.validate_python(document)
-
-
 def repository_of(payload: dict[str, Any]) -> str | None:
     """The repository that a payload is about; those about a whole installation name none here."""
     repository = payload.get("repository")
@@ -194,7 +158,7 @@ def _comment(guid: str, event: CommentEvent) -> Delivery | str:
     return "no command in the comment"
 
 
-def _delivery(guid: str, heard: Heard, repository: Named, **where: Any) -> Delivery:
+def _delivery(guid: str, heard: Event, repository: Named, **where: Any) -> Delivery:
     if "sha" in where:
         Target.model_validate({"repository": repository.full_name, **where})
     return Delivery(guid, "webhook", heard.kind, repository.full_name, heard.model_dump(mode="json"), **where)

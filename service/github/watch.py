@@ -4,9 +4,9 @@ import hashlib
 
 from sqlalchemy.exc import IntegrityError
 
+from service.checks.events import Pushed
 from service.checks.rules_file import read_rules
 from service.git import branches
-from service.github.payloads import Pushed
 from service.settings import Settings
 from service.store import Database, Delivery, DeliveryRepository, now
 

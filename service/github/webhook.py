@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(401, 404, 413, 422, 503))
 
 
-class Heard(BaseModel):
+class DeliveryResponse(BaseModel):
     """What became of a delivery."""
 
     delivery: str
@@ -39,14 +39,14 @@ def github(
     event: Annotated[str, Header(alias="X-GitHub-Event", max_length=100)],
     delivery: Annotated[str, Header(alias="X-GitHub-Delivery", min_length=1, max_length=200)],
     signature: Annotated[str, Header(alias="X-Hub-Signature-256")] = "",
-) -> Heard:
+) -> DeliveryResponse:
     """A delivery of GitHub, signed with the webhook's secret. One that was delivered before changes nothing."""
     _require_signature(context, body, signature)
     rules = _rules(context)
     payload = _payload(body)
     repository = repository_of(payload)
     if repository is not None and repository.lower() != rules.repository.lower():
-        return Heard(delivery=delivery, outcome=f"{repository} is not configured here")
+        return DeliveryResponse(delivery=delivery, outcome=f"{repository} is not configured here")
     try:
         found = read(event, delivery, payload)
     except ValidationError as error:
@@ -54,13 +54,13 @@ def github(
         where = ".".join(str(part) for part in first["loc"])
         raise Refused(422, f"not the payload of {event}: {where}: {first['msg']}") from None
     if isinstance(found, str):
-        return Heard(delivery=delivery, outcome=found)
+        return DeliveryResponse(delivery=delivery, outcome=found)
     try:
         with context.database.write() as session:
             first_time = DeliveryRepository(session).remember(found, now(session))
     except IntegrityError:
         first_time = False
-    return Heard(delivery=delivery, outcome="queued" if first_time else "was delivered before")
+    return DeliveryResponse(delivery=delivery, outcome="queued" if first_time else "was delivered before")
 
 
 def _require_signature(context: Context, body: bytes, signature: str) -> None:

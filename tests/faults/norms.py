@@ -52,7 +52,7 @@ def flash_norm_of_layer_norm_not_normalised():
 @fault("clipwatch flash sampler of Embedding", parameters=("*embedding.weight",))
 def flash_norm_of_embedding_squared():
     """Flash Clipping's norm of an Embedding counts where its square should."""
-    edit("flash_clipping.contributions:Rows.squared_norms", ("self.padding_idx)", "self.padding_idx).sqrt()"))
+    edit("flash_clipping.contributions:EmbeddingGrad.squared_norms", ("self.padding_idx)", "self.padding_idx).sqrt()"))
 
 
 @fault("opacus norm of all parameters (ghost)", parameters=("head.bias",))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from flash_clipping.backend import INPUT_PRECISIONS, Pair, TokenSum
+from flash_clipping.backend import INPUT_PRECISIONS
 from flash_clipping.kernels.linear_direct import direct
 from flash_clipping.kernels.linear_gram import Blocks as GramBlocks
 from flash_clipping.kernels.linear_gram import cut, gram
@@ -14,7 +14,8 @@ from flash_clipping.kernels.noise import NoiseTable
 from flash_clipping.kernels.operand import describable
 from flash_clipping.kernels.split import multiplied, split
 from flash_clipping.philox import normal_run
-from flash_clipping.runs import Run
+from flash_clipping.shard_ranges import ShardRange
+from flash_clipping.types import Pair, TokenSum
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -295,9 +296,9 @@ def test_many_sums_at_once(data):
 @settings(awkward, max_examples=10)
 def test_noise_is_that_of_plain_torch(places, key):
     tensors = [torch.zeros(count) for _, count in places]
-    runs = [[Run(i, first, 0, count)] for i, (first, count) in enumerate(places)]
-    NoiseTable(runs, torch.device("cpu")).add(tensors, torch.tensor([key]), 2.0)
-    for tensor, [run] in zip(tensors, runs, strict=True):
+    shard_ranges = [[ShardRange(i, first, 0, count)] for i, (first, count) in enumerate(places)]
+    NoiseTable(shard_ranges, torch.device("cpu")).add(tensors, torch.tensor([key]), 2.0)
+    for tensor, [run] in zip(tensors, shard_ranges, strict=True):
         expected = 2 * normal_run(key, run.parameter, run.first, run.count, tensor.device)
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
 
@@ -307,7 +308,7 @@ def test_noise_is_rounded_once():
     before = torch.randn(3000).half()
     after, exact = before.clone(), before.float()
     for tensor in (after, exact):
-        NoiseTable([[Run(0, 5, 0, 3000)]], torch.device("cpu")).add([tensor], torch.tensor([9]), 0.5)
+        NoiseTable([[ShardRange(0, 5, 0, 3000)]], torch.device("cpu")).add([tensor], torch.tensor([9]), 0.5)
     assert torch.equal(after, exact.half())
 
 

@@ -4,22 +4,22 @@ from itertools import pairwise
 
 import pytest
 import torch
-from flash_clipping.planner import Linear, Planner, SharedInputs, batched
+from flash_clipping.planner import LinearShape, Planner, SharedInputs, batched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from tests.flash_clipping.model import check_gradients, make_private, oracle, quiet_engine, relative
 
-LONG = Linear(4, 4096, 2048, 2048, 2, "fp16x3")
-MIDDLE = Linear(8, 1536, 2048, 8192, 2, "fp16x3")
+LONG = LinearShape(4, 4096, 2048, 2048, 2, "fp16x3")
+MIDDLE = LinearShape(8, 1536, 2048, 8192, 2, "fp16x3")
 
 
 def test_written_where_it_pays_and_is_free():
     planner = Planner(0)
     assert planner.writes("a", LONG, 1)  # fewer bytes than its pair
     assert not planner.writes("b", MIDDLE, 2)
-    assert not planner.writes("c", Linear(32, 64, 512, 2048, 4, "fp16x3"), 3)
+    assert not planner.writes("c", LinearShape(32, 64, 512, 2048, 4, "fp16x3"), 3)
     assert [choice.form for choice in planner.plan.values()] == ["written", "gram", "gram"]
 
 
@@ -33,7 +33,7 @@ def test_the_budget_is_spent_once_a_backward():
 
 
 def test_an_input_that_layers_share_is_set_free_once():
-    square = Linear(8, 1024, 2048, 2048, 2, "fp16x3")
+    square = LinearShape(8, 1024, 2048, 2048, 2, "fp16x3")
     assert [Planner(0).writes("q", square, 1)] == [True]
     planner = Planner(0)
     assert [planner.writes(name, square, 1) for name in "qk"] == [True, False]
@@ -41,7 +41,7 @@ def test_an_input_that_layers_share_is_set_free_once():
 
 def test_what_layers_share_is_counted_once():
     """Of 16 bits the query, key and value of attention are kept, what reads its input alone is written."""
-    alone = Linear(8, 1024, 2048, 2048, 2, "fp16x3")
+    alone = LinearShape(8, 1024, 2048, 2048, 2, "fp16x3")
     assert alone._replace(sharing=3).pair_cost < alone.written_cost < alone.pair_cost
     assert alone._replace(sharing=3, itemsize=4).pair_cost == alone._replace(itemsize=4).pair_cost
     planner = Planner(0)
@@ -80,7 +80,7 @@ def test_a_plan_says_what_layers_share(autocast, sharing, monkeypatch):
 def test_what_is_written_fits_the_budget_and_costs_less(shapes, budget):
     planner = Planner(budget)
     for i, shape in enumerate(shapes):
-        planner.writes(str(i), Linear(*shape, "ieee"), i)
+        planner.writes(str(i), LinearShape(*shape, "ieee"), i)
     written = [choice for choice in planner.plan.values() if choice.form == "written"]
     assert sum(max(choice.extra_bytes, 0) for choice in written) <= budget
     assert all(choice.shape.written_cost < choice.shape.pair_cost for choice in written)

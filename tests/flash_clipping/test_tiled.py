@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flash_clipping import tiled
+from flash_clipping import torch_backend as tiled
 from tests.flash_clipping import norms
 
 awkward = settings(max_examples=60, deadline=None, derandomize=True)

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from flash_clipping.backend import Pair, TokenSum
 from flash_clipping.philox import normal_run
-from flash_clipping.runs import Run
+from flash_clipping.shard_ranges import Run
+from flash_clipping.types import Pair, TokenSum
 from torch import nn
 
 from tests.flash_clipping import norms

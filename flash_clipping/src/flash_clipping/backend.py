@@ -5,29 +5,14 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 
+from flash_clipping import torch_backend
+from flash_clipping.types import Pair, TokenSum
+
 KERNELS = ("triton", "torch")
 INPUT_PRECISIONS = ("ieee", "tf32x3", "fp16x3")
-
-
-class TokenSum(NamedTuple):
-    """Σ_t g_t ⊙ x̂_t of each sample, (B, d): g and x are (B, T, d), and x̂ is x normalised over d as by a LayerNorm or,
-    if not `centred`, an RMSNorm. Without x it is Σ_t g_t."""
-
-    backprops: torch.Tensor
-    activations: torch.Tensor | None = None
-    eps: float = 0.0
-    centred: bool = True
-
-
-class Pair(NamedTuple):
-    """What a Linear weight's gradients are products of: activations (B, T, d_in), backprops (B, T, d_out)."""
-
-    activations: torch.Tensor
-    backprops: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -144,9 +129,19 @@ def get_backend(kernels: str, input_precision: str = "ieee") -> Backend:
         raise ValueError(f"input_precision must be one of {', '.join(INPUT_PRECISIONS)}, not {input_precision!r}")
     if kernels == "triton" and importlib.util.find_spec("triton") is None:
         raise ImportError('kernels="triton" needs the triton package; install it or choose kernels="torch"')
-    functions = importlib.import_module("flash_clipping.kernels" if kernels == "triton" else "flash_clipping.tiled")
-    return Backend(kernels, input_precision, functions)
+    return Backend(kernels, input_precision, _functions(kernels))
+
+
+def _functions(kernels: str) -> ModuleType:
+    if kernels == "torch":
+        return torch_backend
+    # Late: the Triton kernels cannot be imported where triton is not installed.
+    from flash_clipping import kernels as triton_kernels  # noqa: PLC0415
+
+    return triton_kernels
 
 
 def _interpreted() -> bool:
-    return importlib.import_module("triton").knobs.runtime.interpret
+    import triton  # noqa: PLC0415
+
+    return bool(triton.knobs.runtime.interpret)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flash_clipping.backend import Backend, Pair, TokenSum
+from flash_clipping.backend import Backend
+from flash_clipping.types import Pair, TokenSum
 
 
 class Contribution(ABC):
@@ -63,7 +64,7 @@ class PerSample(Contribution):
 
 
 @dataclass
-class Postponed(Contribution):
+class DeferredSum(Contribution):
     """Per-sample gradients (B, *shape) that are not computed yet: after the backward, together with those of others."""
 
     term: TokenSum
@@ -87,7 +88,7 @@ class Postponed(Contribution):
 
 
 @dataclass
-class Written(PerSample):
+class Materialized(PerSample):
     """Per-sample gradients of a Linear's weight, (B, d_out, d_in), and their squared norms, (B,)."""
 
     squares: torch.Tensor
@@ -97,7 +98,7 @@ class Written(PerSample):
 
 
 @dataclass
-class Product(Contribution):
+class Factors(Contribution):
     """g_i = G_iᵀA_i of a Linear's weight: activations (B, T, d_in), backprops (B, T, d_out), of one dtype."""
 
     activations: torch.Tensor
@@ -119,9 +120,9 @@ class Product(Contribution):
         """The one of both that is scaled by the clip factors; the input, which layers may share, if they are alike."""
         return self.activations if self.activations.shape[-1] <= self.backprops.shape[-1] else self.backprops
 
-    def written(self, backend: Backend) -> Written:
+    def written(self, backend: Backend) -> Materialized:
         """The per-sample gradients of the pair."""
-        return Written(*backend.linear_gradients(self.activations, self.backprops))
+        return Materialized(*backend.linear_gradients(self.activations, self.backprops))
 
     def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         a, g = self.pair
@@ -129,17 +130,17 @@ class Product(Contribution):
             return backend.linear_product(backend.scaled(a, factors), g)
         return backend.linear_product(a, backend.scaled(g, factors))
 
-    def __add__(self, other: Contribution) -> "Product":
+    def __add__(self, other: Contribution) -> "Factors":
         """G₁ᵀA₁ + G₂ᵀA₂ is the product of the tokens of both calls."""
-        if not isinstance(other, Product):
+        if not isinstance(other, Factors):
             return NotImplemented
-        return Product(
+        return Factors(
             torch.cat([self.activations, other.activations], 1), torch.cat([self.backprops, other.backprops], 1)
         )
 
 
 @dataclass
-class Rows(Contribution):
+class EmbeddingGrad(Contribution):
     """g_i of an Embedding's weight: backprops (B, T, d) added up in the rows that ids (B, T) name."""
 
     ids: torch.Tensor
@@ -159,8 +160,8 @@ class Rows(Contribution):
         g = backend.scaled(self.backprops, factors)
         return torch.ops.aten.embedding_dense_backward(g, self.ids, self.num_embeddings, padding, False)
 
-    def __add__(self, other: Contribution) -> "Rows":
-        if not isinstance(other, Rows):
+    def __add__(self, other: Contribution) -> "EmbeddingGrad":
+        if not isinstance(other, EmbeddingGrad):
             return NotImplemented
         both = torch.cat([self.ids, other.ids], 1), torch.cat([self.backprops, other.backprops], 1)
-        return Rows(*both, self.num_embeddings, self.padding_idx)
+        return EmbeddingGrad(*both, self.num_embeddings, self.padding_idx)

@@ -14,8 +14,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from flash_clipping.accumulator import GradientAccumulator
 from flash_clipping.backend import Backend
-from flash_clipping.contributions import Contribution, PerSample, Postponed, Product
+from flash_clipping.contributions import Contribution, DeferredSum, Factors, PerSample
 from flash_clipping.layers import (
     UNROLLED,
     layer_parameters,
@@ -24,8 +25,7 @@ from flash_clipping.layers import (
     reduce_dtypes,
     refuse_shared_parameters,
 )
-from flash_clipping.ledger import Ledger
-from flash_clipping.planner import Choice, Linear, Planner, SharedInputs, Sharing, is_small
+from flash_clipping.planner import Choice, LinearShape, Planner, SharedInputs, Sharing, is_small
 from flash_clipping.reducer import Reducer
 from flash_clipping.samplers import FLASH_NORM_SAMPLERS
 from flash_clipping.tap import Inputs, tap
@@ -69,7 +69,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         self._sharing = SharedInputs()
         self._probe = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] = {}
-        self._ledger: Ledger | None = None
+        self._accumulator: GradientAccumulator | None = None
         self.keeps_norms_by_parameter = False
         self.norms_by_parameter: dict[nn.Parameter, torch.Tensor] = {}
         self._in_backward = False
@@ -133,7 +133,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         """
         if not self.hooks_enabled:
             raise RuntimeError("the hooks of this module are disabled or removed")
-        self._contributions, self._ledger = {}, None
+        self._contributions, self._accumulator = {}, None
         self._planner.begin()
         self._in_backward = True
         try:
@@ -151,27 +151,27 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
         with _plain_arithmetic(loss_per_sample.device):
             # In one order on all ranks.
             ordered = {name: self._contributions[name] for name in reversed(self._trainable)}
-            self._ledger, self._contributions = Ledger(ordered, self._gradient_dtypes()), {}
+            self._accumulator, self._contributions = GradientAccumulator(ordered, self._gradient_dtypes()), {}
             self.per_sample_gradient_norms = self._squared_norms().sqrt()
         return self.get_clipping_coef()
 
     def _squared_norms(self) -> torch.Tensor:
-        assert self._ledger is not None
+        assert self._accumulator is not None
         if not self.keeps_norms_by_parameter:
-            return self._ledger.squared_norms(self.backend)
+            return self._accumulator.squared_norms(self.backend)
         parameters = dict(layer_parameters(self._module))
-        squares = self._ledger.squared_norms_by_parameter(self.backend)
+        squares = self._accumulator.squared_norms_by_parameter(self.backend)
         self.norms_by_parameter = {parameters[name]: square.sqrt() for name, square in squares.items()}
         return torch.stack(list(squares.values())).sum(dim=0)
 
     def write_gradients(self, factors: torch.Tensor) -> None:
         """Sets `.grad` of every parameter to Σ_i c_i ∇ℓ_i for factors c of shape (B,), after a norm pass."""
-        assert self._ledger is not None, "a norm pass comes first"
+        assert self._accumulator is not None, "a norm pass comes first"
         with _plain_arithmetic(factors.device):
-            for name, gradient in self._ledger.gradients(factors, self.backend):
+            for name, gradient in self._accumulator.gradients(factors, self.backend):
                 owner, slot = self._slots[name]
                 self._write(owner._parameters[slot], gradient)
-        self._ledger = None
+        self._accumulator = None
 
     def _gradient_dtypes(self) -> dict[str, torch.dtype]:
         return {name: owner._parameters[slot].dtype for name, (owner, slot) in self._slots.items()}
@@ -212,11 +212,11 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
             if contribution is None or not parent._parameters[slot].requires_grad:
                 continue
             earlier = self._contributions.get(name)
-            if type(contribution) is Product:
+            if type(contribution) is Factors:
                 # A copy, as autocast makes one of another dtype, is the layer's own.
                 own = sharing is None or contribution.activations.data_ptr() != activations[0].data_ptr()
                 contribution = self._planned(name, contribution, earlier, 1 if own else sharing.layers)
-            if isinstance(contribution, Postponed) and not (held or is_small(contribution.term.backprops)):
+            if isinstance(contribution, DeferredSum) and not (held or is_small(contribution.term.backprops)):
                 # Nothing but it would keep its tensors.
                 contribution = contribution.computed(self.backend)
             held = held or not isinstance(contribution, PerSample)
@@ -224,16 +224,16 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):
                 contribution = self._added(module, earlier, contribution)
             self._contributions[name] = contribution
 
-    def _planned(self, name: str, pair: Product, earlier: Contribution | None, sharing: int) -> Contribution:
+    def _planned(self, name: str, pair: Factors, earlier: Contribution | None, sharing: int) -> Contribution:
         """The pair, or its per-sample gradients written; a layer's later calls in a backward follow the first."""
         a, g = pair.activations, pair.backprops
         if earlier is not None:
-            return pair if isinstance(earlier, Product) else pair.written(self.backend)
-        shape = Linear(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision, sharing)
+            return pair if isinstance(earlier, Factors) else pair.written(self.backend)
+        shape = LinearShape(*a.shape, g.shape[2], g.element_size(), self.backend.input_precision, sharing)
         return pair.written(self.backend) if self._planner.writes(name, shape, a.data_ptr()) else pair
 
     def _added(self, module: nn.Module, *calls: Contribution) -> Contribution:
-        earlier, later = (call.computed(self.backend) if isinstance(call, Postponed) else call for call in calls)
+        earlier, later = (call.computed(self.backend) if isinstance(call, DeferredSum) else call for call in calls)
         try:
             return earlier + later
         except TypeError as error:

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from flash_clipping.philox import normal_run
-from flash_clipping.runs import Run, runs
+from flash_clipping.shard_ranges import ShardRange, shard_ranges
 
 
 class CounterNoise:
@@ -30,7 +30,7 @@ class CounterNoise:
         key = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=generator.device, generator=generator)
         found = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
         if self._kernels == "torch" or any(t.dtype == torch.float64 for t in found):
-            _add(found, [runs(t, i) for i, t in enumerate(tensors)], int(key), deviation)
+            _add(found, [shard_ranges(t, i) for i, t in enumerate(tensors)], int(key), deviation)
             return
         if not self._tables:
             self._tables = _tables(tensors, found)
@@ -54,11 +54,12 @@ def _tables(tensors: list[torch.Tensor], found: list[torch.Tensor]) -> dict:
     for i, t in enumerate(found):
         alike.setdefault((t.device, t.dtype), []).append(i)
     return {
-        kind: (places, NoiseTable([runs(tensors[i], i) for i in places], kind[0])) for kind, places in alike.items()
+        kind: (places, NoiseTable([shard_ranges(tensors[i], i) for i in places], kind[0]))
+        for kind, places in alike.items()
     }
 
 
-def _add(tensors: list[torch.Tensor], places: list[list[Run]], key: int, deviation: float) -> None:
+def _add(tensors: list[torch.Tensor], places: list[list[ShardRange]], key: int, deviation: float) -> None:
     for tensor, parts in zip(tensors, places, strict=True):
         flat = tensor.view(-1)
         for run in parts:

@@ -56,7 +56,7 @@ def prefers_direct(tokens: int, d_in: int, d_out: int, gram_cost: float = 1.0) -
     return 2 * d_in * d_out <= gram_cost * tokens * (d_in + d_out)
 
 
-class Linear(NamedTuple):
+class LinearShape(NamedTuple):
     """B samples of T tokens of a Linear weight, in elements of `itemsize` bytes, multiplied at `precision`; so many
     layers in `sharing` have one input."""
 
@@ -126,7 +126,7 @@ class Choice(NamedTuple):
 
     parameter: str
     form: str
-    shape: Linear
+    shape: LinearShape
     extra_bytes: int
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ class Planner:
         """A new backward."""
         self.plan, self._spent, self._inputs = {}, 0, set()
 
-    def writes(self, parameter: str, shape: Linear, activations: int) -> bool:
+    def writes(self, parameter: str, shape: LinearShape, activations: int) -> bool:
         """Whether to write the per-sample gradients.
 
         Args:

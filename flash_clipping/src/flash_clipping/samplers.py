@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from flash_clipping.backend import Backend, TokenSum
-from flash_clipping.contributions import Contribution, PerSample, Postponed, Product, Rows
+from flash_clipping.backend import Backend
+from flash_clipping.contributions import Contribution, DeferredSum, EmbeddingGrad, Factors, PerSample
 from flash_clipping.planner import is_small
+from flash_clipping.types import TokenSum
 from flash_clipping.windows import Conv, Windows
 
 Contributions = dict[nn.Parameter, Contribution]
@@ -46,7 +47,7 @@ def linear(
     g = _tokens(backprops, 1)
     if layer.weight.requires_grad:
         # Under autocast both operands of the gradient's product have the output's dtype.
-        found[layer.weight] = Product(_tokens(activations[0], 1).to(g.dtype), g)
+        found[layer.weight] = Factors(_tokens(activations[0], 1).to(g.dtype), g)
     return found | _bias(layer, g, backend)
 
 
@@ -62,7 +63,7 @@ def embedding(
     if layer.scale_grad_by_freq or layer.sparse:
         raise NotImplementedError("nn.Embedding with scale_grad_by_freq or sparse gradients cannot be made private")
     ids = activations[0].reshape(len(activations[0]), activations[0].shape[1:].numel())
-    return {layer.weight: Rows(ids, _tokens(backprops, 1), layer.num_embeddings, layer.padding_idx)}
+    return {layer.weight: EmbeddingGrad(ids, _tokens(backprops, 1), layer.num_embeddings, layer.padding_idx)}
 
 
 @register_flash_norm_sampler(nn.LayerNorm)
@@ -76,7 +77,7 @@ def layer_norm(
         return _bias(layer, g, backend)
     x = _tokens(activations[0], len(shape))
     if is_small(g):
-        return {layer.weight: Postponed(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g, backend)
+        return {layer.weight: DeferredSum(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g, backend)
     weight, bias = backend.layer_norm_gradients(x, g, layer.eps)
     found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
     if layer.bias is not None and layer.bias.requires_grad:
@@ -94,7 +95,7 @@ def rms_norm(
     g = _tokens(backprops, len(shape))
     eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
     if is_small(g):
-        return {layer.weight: Postponed(TokenSum(g, x, eps, centred=False), layer.weight.shape)}
+        return {layer.weight: DeferredSum(TokenSum(g, x, eps, centred=False), layer.weight.shape)}
     gradients = backend.rms_norm_gradients(x, g, eps)
     return {layer.weight: PerSample(gradients.view(-1, *shape))}
 
@@ -127,7 +128,7 @@ def _bias(layer: nn.Module, g: torch.Tensor, backend: Backend) -> Contributions:
     bias = layer.bias
     if bias is None or not bias.requires_grad:
         return {}
-    return {bias: Postponed(TokenSum(g), bias.shape)}
+    return {bias: DeferredSum(TokenSum(g), bias.shape)}
 
 
 def _positions(tensor: torch.Tensor) -> torch.Tensor:

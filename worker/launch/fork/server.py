@@ -29,7 +29,7 @@ Request = dict[str, Any]
 PRELOADED = (
     "worker.training.__main__",
     "worker.training.loop",
-    "flash_clipping.tiled",
+    "flash_clipping.torch_backend",
     "torch._dynamo",
     "torch._inductor.standalone_compile",
     "torch.nn.utils._expanded_weights",

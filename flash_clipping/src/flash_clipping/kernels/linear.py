@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from flash_clipping.backend import Pair
 from flash_clipping.kernels.launch import check_dtypes, processors
 from flash_clipping.kernels.linear_direct import linear_direct
 from flash_clipping.kernels.linear_gram import linear_gram
@@ -14,6 +13,7 @@ from flash_clipping.kernels.linear_group import Siblings, grouped_gram, tiles_of
 from flash_clipping.kernels.linear_small import TOKENS, one_tile_grams
 from flash_clipping.kernels.operand import describable
 from flash_clipping.planner import batched, is_small, prefers_direct
+from flash_clipping.types import Pair
 
 # SIMT reads the Gram form's operands, contiguous in d, across the grain. On tensor cores both forms run alike.
 _GRAM_COST_SIMT = 4.0

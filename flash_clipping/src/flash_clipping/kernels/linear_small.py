@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from flash_clipping.backend import Pair
 from flash_clipping.kernels.launch import block, check_dtypes, on_device, upcast
 from flash_clipping.kernels.table import TYPES, aligned, places, rows_of, table, within
+from flash_clipping.types import Pair
 
 TOKENS = 64
 

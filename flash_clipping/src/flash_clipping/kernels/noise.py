@@ -8,7 +8,7 @@ import triton.language as tl
 
 from flash_clipping.kernels.launch import on_device
 from flash_clipping.kernels.table import TYPES, places, table, within
-from flash_clipping.runs import Run
+from flash_clipping.shard_ranges import ShardRange
 
 BLOCK = 2048
 
@@ -16,12 +16,12 @@ BLOCK = 2048
 class NoiseTable:
     """Where the elements of some tensors lie in their parameters; kept on the device between steps.
 
-    Tensors are those of one dtype and device, each contiguous, made of `runs`.
+    Tensors are those of one dtype and device, each contiguous, made of `shard_ranges`.
     """
 
-    def __init__(self, runs: Sequence[Sequence[Run]], device: torch.device):
+    def __init__(self, shard_ranges: Sequence[Sequence[ShardRange]], device: torch.device):
         rows, owners, program = [], [], 0
-        for tensor, parts in enumerate(runs):
+        for tensor, parts in enumerate(shard_ranges):
             for run in parts:
                 blocks = triton.cdiv(run.first % 2 + run.count, BLOCK)
                 at_16 = run.first % 2 == 0 and run.start % 16 == 0 and run.count % 16 == 0

@@ -8,11 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
-from flash_clipping.backend import TokenSum
 from flash_clipping.kernels.column_sums import column_sums
 from flash_clipping.kernels.launch import block, check_dtypes, on_device, processors
 from flash_clipping.kernels.table import TYPES, aligned, places, rows_of, table, within
 from flash_clipping.planner import WIDEST, is_small
+from flash_clipping.types import TokenSum
 
 # Programs for each processor, so that tokens are read while others are reduced.
 _PROGRAMS = 8

@@ -6,7 +6,7 @@ import torch
 from torch.distributed.tensor import DTensor, Shard
 
 
-class Run(NamedTuple):
+class ShardRange(NamedTuple):
     """Elements first to first + count of a flattened parameter, at start in the flattened local tensor."""
 
     parameter: int
@@ -15,17 +15,17 @@ class Run(NamedTuple):
     count: int
 
 
-def runs(tensor: torch.Tensor, parameter: int) -> list[Run]:
-    """The runs of a plain tensor or of this rank's shard of a DTensor.
+def shard_ranges(tensor: torch.Tensor, parameter: int) -> list[ShardRange]:
+    """The shard_ranges of a plain tensor or of this rank's shard of a DTensor.
 
     Raises:
         NotImplementedError: more than one dimension of the mesh shards the tensor.
     """
     if not isinstance(tensor, DTensor):
-        return [Run(parameter, 0, 0, tensor.numel())]
+        return [ShardRange(parameter, 0, 0, tensor.numel())]
     shards = [(dim, place) for dim, place in enumerate(tensor.placements) if isinstance(place, Shard)]
     if not shards:
-        return [Run(parameter, 0, 0, tensor.numel())]
+        return [ShardRange(parameter, 0, 0, tensor.numel())]
     if len(shards) > 1 or type(shards[0][1]) is not Shard:
         raise NotImplementedError(f"counter-based noise for a tensor placed as {tensor.placements}")
     [(mesh_dim, shard)] = shards
@@ -36,4 +36,4 @@ def runs(tensor: torch.Tensor, parameter: int) -> list[Run]:
     inner = shape[shard.dim + 1 :].numel()
     length = local.shape[shard.dim] * inner
     outer = range(shape[: shard.dim].numel() if length else 0)
-    return [Run(parameter, i * shape[shard.dim] * inner + offset * inner, i * length, length) for i in outer]
+    return [ShardRange(parameter, i * shape[shard.dim] * inner + offset * inner, i * length, length) for i in outer]

@@ -1,4 +1,4 @@
-"""The ledger: the contributions of one backward, the small ones together, since launches are all that they cost."""
+"""Accumulates the contributions of one backward. Small ones are handled together: their cost is the launch alone."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -6,14 +6,15 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 
-from flash_clipping.backend import Backend, Pair
-from flash_clipping.contributions import Contribution, PerSample, Postponed, Product
+from flash_clipping.backend import Backend
+from flash_clipping.contributions import Contribution, DeferredSum, Factors, PerSample
 from flash_clipping.planner import SMALL, batched, is_small
+from flash_clipping.types import Pair
 
 Gradients = Iterator[tuple[str, torch.Tensor]]
 
 
-class Ledger:
+class GradientAccumulator:
     """What all parameters contribute. `gradients` may be asked for once, after the norms."""
 
     def __init__(self, contributions: Mapping[str, Contribution], dtypes: Mapping[str, torch.dtype]):
@@ -133,10 +134,10 @@ class _Joined(_Entry):
             yield name, piece.view(shape)
 
 
-class _Postponed(_Joined):
+class _DeferredSums(_Joined):
     """The same of those that are not computed yet."""
 
-    def __init__(self, members: Mapping[str, Postponed], dtype: torch.dtype):
+    def __init__(self, members: Mapping[str, DeferredSum], dtype: torch.dtype):
         self._dtype = dtype
         self._shapes = {name: member.shape for name, member in members.items()}
         self._terms = [member.term for member in members.values()]
@@ -151,7 +152,7 @@ class _Postponed(_Joined):
 class _Products(_Entry):
     """Pairs of Linear weights."""
 
-    def __init__(self, members: Mapping[str, Product], dtype: torch.dtype):
+    def __init__(self, members: Mapping[str, Factors], dtype: torch.dtype):
         self._dtype = dtype
         self._members = dict(members)
 
@@ -209,16 +210,16 @@ def _kind(contribution: Contribution) -> Hashable | None:
     """What contributions that are handled together have in common; None of one that stays alone."""
     if type(contribution) is PerSample and contribution.gradients.numel() <= SMALL:
         return contribution.gradients.dtype
-    if isinstance(contribution, Postponed):
+    if isinstance(contribution, DeferredSum):
         g = contribution.term.backprops
-        return Postponed, g.dtype == torch.float64, is_small(g)
-    if isinstance(contribution, Product):
+        return DeferredSum, g.dtype == torch.float64, is_small(g)
+    if isinstance(contribution, Factors):
         a, g = contribution.pair
-        return (Product, g.dtype) if _is_small_pair(contribution) else (Product, _view(a), g.dtype)
+        return (Factors, g.dtype) if _is_small_pair(contribution) else (Factors, _view(a), g.dtype)
     return None
 
 
-def _is_small_pair(product: Product) -> bool:
+def _is_small_pair(product: Factors) -> bool:
     a, g = product.pair
     return bool(a.numel() and g.numel()) and is_small(a) and is_small(g)
 
@@ -227,8 +228,8 @@ def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bo
     first = next(iter(members.values()))
     if alone:
         return _Single(members, dtype)
-    if isinstance(first, Postponed):
-        return _Postponed(members, dtype)
+    if isinstance(first, DeferredSum):
+        return _DeferredSums(members, dtype)
     if isinstance(first, PerSample):
         return _Joined(members, dtype)
     return (_Small if _is_small_pair(first) else _Siblings)(members, dtype)

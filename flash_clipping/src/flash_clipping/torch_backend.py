@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from flash_clipping.backend import Pair, TokenSum
 from flash_clipping.planner import prefers_direct
+from flash_clipping.types import Pair, TokenSum
 
 TILE = 1 << 21
 BLOCK = 256
