@@ -18,7 +18,7 @@ READY = "ready."
 
 
 @pytest.fixture
-def bell(settings):
+def notifier(settings):
     opened = Notifier(settings)
     yield opened
     opened.close()

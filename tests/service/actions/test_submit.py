@@ -12,7 +12,7 @@ from tests.service.documents import tiny
 
 
 @pytest.fixture
-def bell(settings):
+def notifier(settings):
     opened = Notifier(settings)
     yield opened
     opened.close()

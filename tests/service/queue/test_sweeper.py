@@ -20,7 +20,7 @@ def settings(database_url, tmp_path) -> Settings:
 
 
 @pytest.fixture
-def bell(settings):
+def notifier(settings):
     opened = Notifier(settings)
     yield opened
     opened.close()

@@ -25,7 +25,7 @@ def scraped(settings) -> dict[tuple, float]:
 
 
 @pytest.fixture
-def bell(settings):
+def notifier(settings):
     opened = Notifier(settings)
     yield opened
     opened.close()
