@@ -23,6 +23,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m deptry service worker migrations
+	$(BIN)/python -m deptry flash_clipping/src --config flash_clipping/pyproject.toml
+	$(BIN)/python -m deptry tests --ignore DEP002,DEP004
 	$(BIN)/mypy
 
 gpu-test: $(VENV)/.installed-dev  ## The tests that need a GPU
