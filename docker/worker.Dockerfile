@@ -28,17 +28,19 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
     && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /var/cache/triton /artifacts
 
 WORKDIR /src
-# What the package needs goes first: it changes less often than the package.
+# What the packages need goes first: it changes less often than they do. flash-clipping is built from the checkout below.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python3 -m venv /opt/clipwatch \
     && python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['worker'], sep='\n')" > /tmp/requirements.txt \
+needed = project['dependencies'] + project['optional-dependencies']['worker']; \
+print(*(each for each in needed if each != 'flash-clipping'), sep='\n')" > /tmp/requirements.txt \
     && pip install --no-cache-dir -c constraints.txt -r /tmp/requirements.txt \
     && rm /tmp/requirements.txt
 COPY service service
 COPY worker worker
 COPY migrations migrations
-RUN pip install --no-cache-dir --no-deps .
+COPY flash_clipping flash_clipping
+RUN pip install --no-cache-dir --no-deps ./flash_clipping .
 
 WORKDIR /var/lib/clipwatch
 USER 10001:10001

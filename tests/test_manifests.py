@@ -87,6 +87,20 @@ def test_dockerfiles_run_what_exists_as_nobody_special(path: Path) -> None:
     assert all((TOP / name).exists() for name in copied)
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_build_our_own_packages_from_the_checkout(path: Path) -> None:
+    """No index has them: the requirements leave them out, and pip gets their folders."""
+    text = path.read_text().replace("\\\n", "")
+    (program,) = re.findall(r'python3 -c "(.*?)" >', text)
+    # In double quotes a shell keeps a backslash before n.
+    listing = [sys.executable, "-c", program]
+    listed = subprocess.run(listing, cwd=TOP, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert "sqlalchemy>=2.0.30" in listed
+    assert not [name for name in listed if re.match("clipwatch|flash-clipping", name)]
+    (folders,) = re.findall(r"pip install --no-cache-dir --no-deps (.+)$", text, re.M)
+    assert folders.split() == (["./flash_clipping", "."] if any("torch" in name for name in listed) else ["."])
+
+
 def test_yaml_has_no_lint() -> None:
     command = [tool("yamllint"), "--strict", "compose.yaml", "docker", "k8s"]
     result = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
