@@ -36,7 +36,7 @@ class Mode(StrEnum):
 
 
 class Dtype(StrEnum):
-    """What is computed in which precision; tf32 never.
+    """The precision of parameters and computations. tf32 is never used.
 
     `fp32`: float32 throughout. `bf16`: float32 parameters under bfloat16 autocast. `bf16_pure`: bfloat16
     parameters. `bf16_mixed`: FSDP's mixed precision, float32 shards gathered as bfloat16 and gradients reduced in
@@ -58,7 +58,7 @@ class Device(StrEnum):
 
 
 class Kernels(StrEnum):
-    """Who computes flash norms. `auto` is Triton on CUDA, else torch; the record says which it was."""
+    """What computes flash norms. `auto` is Triton on CUDA, else torch; the record says which it was."""
 
     AUTO = "auto"
     TRITON = "triton"
@@ -81,16 +81,22 @@ class Arm(StrictModel):
         None, ge=1, le=65_536, description="Processes; default: all GPUs or 2 for sharded modes, 1 for others"
     )
     nodes: int = Field(1, ge=1, le=4_096, description="Hosts that the processes are spread over, evenly")
-    dtype: Dtype = Dtype.FP32
-    device: Device = Device.AUTO
-    kernels: Kernels = Kernels.AUTO
+    dtype: Dtype = Field(
+        Dtype.FP32,
+        description="bf16: float32 parameters under bfloat16 autocast; bf16_pure: bfloat16 parameters; bf16_mixed: "
+        "FSDP's mixed precision",
+    )
+    device: Device = Field(Device.AUTO, description="Where it runs; auto: CUDA where there is a GPU")
+    kernels: Kernels = Field(Kernels.AUTO, description="What computes flash norms; auto: Triton on CUDA, else torch")
     opacus: str = Field(
         "installed",
         max_length=1_000,
         pattern=r"^(installed|(version|commit|path):[^\x00-\x1f\x7f]+)$",
         description="Opacus source: `installed`, `version:1.5.4`, `commit:<git ref of the mirror>`, `path:<folder>`",
     )
-    provider: Provider = Provider.AUTO
+    provider: Provider = Field(
+        Provider.AUTO, description="Whose flash modes run; auto: those of the Opacus source, else Clipwatch's"
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Arm":

@@ -34,37 +34,24 @@ from worker.runner import Outcome, run_comparison
 @workload_options
 @click.option("--reference", type=choice(Mode), default="flash", show_default=True, help="Mode of the reference.")
 @click.option("--candidate", type=choice(Mode), default="flash_fsdp", show_default=True, help="Mode of the candidate.")
-@click.option(
-    "--world-size",
-    type=int,
-    help="Ranks of the candidate, and of the reference if it is sharded.  [default: all GPUs, or 2 on CPU, for "
-    "sharded modes; 1 for others]",
-)
-@click.option(
-    "--nodes",
-    type=int,
-    default=1,
-    show_default=True,
-    help="Hosts of the candidate, and of the reference if it is sharded.",
-)
+@arm_options()
 @click.option("--tolerance", type=float, help="Loss tolerance; others follow.  [default: 1e-4 fp32, 1e-3 bf16]")
-@arm_options
 @check_options
 @source_options(*ROLES)
 @run_options
 def compare(**options: Any) -> None:
-    """Train a workload in two modes and judge whether they agree."""
+    """Train a workload in two modes and judge whether they agree.
+
+    --world-size and --nodes are those of the candidate, and of the reference if its mode is sharded.
+    """
     workload = workload_from(options)
-    shared = {name: options[name] for name in ("dtype", "device", "kernels")}
-    spread = {name: options[name] for name in ("world_size", "nodes")}
-    alone = {"world_size": None, "nodes": 1}
-    reference = arm_from(options["reference"], **(spread if Mode(options["reference"]).sharded else alone), **shared)
-    candidate = arm_from(options["candidate"], **spread, **shared)
+    one_process = options | {"world_size": None, "nodes": 1}
+    reference = arm_from(options["reference"], options if Mode(options["reference"]).sharded else one_process)
+    candidate = arm_from(options["candidate"], options)
     reference, candidate = (
         with_source(arm, options, role) for role, arm in zip(ROLES, (reference, candidate), strict=True)
     )
-    checks = {name: options[name] for name in ("oracle_steps", "exact", "bitwise", "repeat")}
-    comparison = comparison_from(workload, reference, candidate, options["tolerance"], **checks)
+    comparison = comparison_from(workload, reference, candidate, options["tolerance"], options)
     folder = fresh_folder(options["output"])
     outcome = interruptible(lambda stop: _compare(comparison, folder, stop))
     document = _document(comparison, outcome)

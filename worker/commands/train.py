@@ -34,16 +34,13 @@ from worker.runner.prepare import CannotPrepare, make_checkout, prepare
 @click.command()
 @workload_options
 @click.option("--mode", type=choice(Mode), default="flash", show_default=True, help="How gradients are clipped.")
-@click.option(
-    "--world-size", type=int, help="Ranks.  [default: all GPUs, or 2 on CPU, for sharded modes; 1 for others]"
-)
-@arm_options
+@arm_options("nodes")  # one host, which this command runs on
 @source_options()
 @run_options
 def train(**options: Any) -> None:
     """Train a workload in one mode and record it."""
     workload = workload_from(options)
-    arm = arm_from(*(options[name] for name in ("mode", "world_size", "dtype", "device", "kernels")))
+    arm = arm_from(options["mode"], options)
     arm, folder = with_source(arm, options), fresh_folder(options["output"])
     try:
         outcome = interruptible(lambda stop: _train(workload, arm, folder, stop))

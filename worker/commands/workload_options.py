@@ -9,19 +9,13 @@ import click
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from service.contract import (
-    Arm,
-    Comparison,
-    Device,
-    Dtype,
-    Kernels,
-    Mode,
-    ModelSpec,
-    Tolerances,
-    Workload,
-)
+from service.contract import Arm, Comparison, Mode, ModelSpec, Tolerances, Workload
 
 Command = Callable[..., Any]
+
+# Fields of an arm without an option of their own here: each command names its modes, `source_options` the source.
+BY_HAND = ("mode", "opacus", "provider")
+CHECKS = ("oracle_steps", "exact", "bitwise", "repeat")
 
 
 def choice(values: type[StrEnum]) -> click.Choice[str]:
@@ -59,26 +53,16 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     )
 
 
-def arm_options(command: Command) -> Command:
-    """Add the options that all arms share."""
-    command = click.option(
-        "--kernels", type=choice(Kernels), default="auto", show_default=True, help="Who computes flash norms."
-    )(command)
-    command = click.option(
-        "--device",
-        type=choice(Device),
-        default="auto",
-        show_default=True,
-        help="Where arms run; auto: CUDA where there is a GPU.",
-    )(command)
-    return click.option(
-        "--dtype",
-        type=choice(Dtype),
-        default="fp32",
-        show_default=True,
-        help="bf16: float32 parameters under bfloat16 autocast; bf16_pure: bfloat16 parameters; bf16_mixed: FSDP's "
-        "mixed precision.",
-    )(command)
+def arm_options(*left_out: str) -> Callable[[Command], Command]:
+    """Add every field of an arm as an option, but for `BY_HAND` and the fields in `left_out`."""
+
+    def add(command: Command) -> Command:
+        for name, field in reversed(Arm.model_fields.items()):
+            if name not in BY_HAND and name not in left_out:
+                command = _option(name, field)(command)
+        return command
+
+    return add
 
 
 def workload_from(options: dict[str, Any]) -> Workload:
@@ -94,44 +78,27 @@ def workload_from(options: dict[str, Any]) -> Workload:
     return _checked(lambda: Workload(model=ModelSpec(**model), **workload))
 
 
-def arm_from(mode: str, world_size: int | None, dtype: str, device: str, kernels: str, nodes: int = 1) -> Arm:
-    """An arm from option values; raises click.UsageError when they do not fit together."""
-    return _checked(
-        lambda: Arm(
-            mode=Mode(mode),
-            world_size=world_size,
-            nodes=nodes,
-            dtype=Dtype(dtype),
-            device=Device(device),
-            kernels=Kernels(kernels),
-        )
-    )
+def arm_from(mode: str, options: dict[str, Any]) -> Arm:
+    """An arm of `mode` from the values of `arm_options`.
+
+    Raises:
+        click.UsageError: they do not fit together.
+    """
+    fields = {name: options[name] for name in Arm.model_fields if name not in BY_HAND and name in options}
+    return _checked(lambda: Arm(mode=Mode(mode), **fields))
 
 
 def check_options(command: Command) -> Command:
     """Add what a comparison checks beside the two arms."""
-    command = click.option("--repeat", is_flag=True, help="Run the candidate twice; both must give the same bits.")(
-        command
-    )
-    command = click.option(
-        "--bitwise", is_flag=True, help="Every limit is 0 and tensors are compared whole; for small models."
-    )(command)
-    command = click.option(
-        "--exact", is_flag=True, help="Compare whole tensors instead of fingerprints; for small models."
-    )(command)
-    return click.option(
-        "--oracle-steps",
-        type=int,
-        default=Comparison().oracle_steps,
-        show_default=True,
-        help="First steps that both arms are held to the float64 oracle at; 0 for none.",
-    )(command)
+    for name in reversed(CHECKS):
+        command = _option(name, Comparison.model_fields[name])(command)
+    return command
 
 
 def comparison_from(
-    workload: Workload, reference: Arm, candidate: Arm, tolerance: float | None, **checks: Any
+    workload: Workload, reference: Arm, candidate: Arm, tolerance: float | None, options: dict[str, Any]
 ) -> Comparison:
-    """A comparison from its parts and the values of `check_options`.
+    """A comparison from its parts, a tolerance of the loss, and the values of `check_options`.
 
     Raises:
         click.UsageError: they do not fit together.
@@ -142,7 +109,7 @@ def comparison_from(
             reference=reference,
             candidate=candidate,
             tolerances=Tolerances(loss=tolerance),
-            **checks,
+            **{name: options[name] for name in CHECKS},
         )
     )
 

@@ -6,8 +6,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from service.contract import ModelSpec, Workload
-from worker.commands.workload_options import workload_from, workload_options
+from service.contract import Arm, Comparison, Mode, ModelSpec, Workload
+from worker.commands.workload_options import (
+    BY_HAND,
+    arm_from,
+    arm_options,
+    check_options,
+    comparison_from,
+    workload_from,
+    workload_options,
+)
 
 MODEL = ModelSpec(
     family="lstm", vocab_size=51, hidden_size=12, num_heads=3, num_layers=2, mlp_ratio=2, num_classes=7, max_length=40,
@@ -27,12 +35,20 @@ def command(**options):
     click.echo(workload_from(options).model_dump_json())
 
 
-def given(*words):
-    return CliRunner().invoke(command, words)
+@click.command()
+@arm_options()
+@check_options
+def arm_command(**options):
+    arm = arm_from("ghost_fsdp", options)
+    click.echo(comparison_from(Workload(), arm, arm, 0.5, options).model_dump_json())
 
 
-def words_for(document):
-    for name, value in document.model_dump(mode="json", exclude={"model"}).items():
+def given(*words, of=command):
+    return CliRunner().invoke(of, words)
+
+
+def words_for(document, *left_out):
+    for name, value in document.model_dump(mode="json", exclude={"model", *left_out}).items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             yield flag if value else f"--no-{flag[2:]}"
@@ -53,6 +69,17 @@ def test_every_field_is_an_option():
 
 def test_without_options_it_is_the_default_workload():
     assert Workload.model_validate_json(given().stdout) == Workload()
+
+
+def test_every_field_of_an_arm_and_every_check_is_an_option():
+    arm = Arm(mode=Mode.GHOST_FSDP, world_size=4, nodes=2, dtype="bf16_mixed", device="cpu", kernels="torch")
+    checks = {"oracle_steps": 3, "exact": True, "bitwise": True, "repeat": True}
+    expected = Comparison(reference=arm, candidate=arm, tolerances={"loss": 0.5}, **checks)
+    default = Comparison(reference=Arm(mode=arm.mode), candidate=Arm(mode=arm.mode))
+    assert all(getattr(expected, name) != getattr(default, name) for name in checks)
+    assert [name for name in Arm.model_fields if getattr(arm, name) == getattr(default.candidate, name)] == [*BY_HAND]
+    flags = ("--oracle-steps", "3", "--exact", "--bitwise", "--repeat")
+    assert Comparison.model_validate_json(given(*words_for(arm, *BY_HAND), *flags, of=arm_command).stdout) == expected
 
 
 def test_positions_follow_the_sequence_when_they_are_not_given():
