@@ -6,7 +6,7 @@ the way in; `register_flash_norm_sampler` teaches it another layer.
 
 from flash_clipping.backend import Backend, get_backend
 from flash_clipping.contributions import Contribution, PerSample
-from flash_clipping.engine import PrivacyEngine
+from flash_clipping.engine import PrivacyEngine, PrivateTraining
 from flash_clipping.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
 from flash_clipping.optimizer import FSDPOptimizerFlash
 from flash_clipping.samplers import FLASH_NORM_SAMPLERS, register_flash_norm_sampler
@@ -22,6 +22,7 @@ __all__ = [
     "GradSampleModuleFlashFSDP",
     "PerSample",
     "PrivacyEngine",
+    "PrivateTraining",
     "__version__",
     "get_backend",
     "register_flash_norm_sampler",
