@@ -9,14 +9,14 @@ ENV PATH=/opt/clipwatch/bin:$PATH \
     CLIPWATCH_PORT=8000 \
     CLIPWATCH_DATA_DIR=/var/lib/clipwatch
 
-# git: beat and watch ask it which files a commit changed. Versions follow the base image, which is what is pinned.
+# beat and watch ask git which files a commit changed. Versions follow the base image, which can be pinned by digest.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin clipwatch \
     && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /artifacts /secrets
 
 WORKDIR /src
-# What the package needs goes first: it changes less often than the package.
+# The dependencies go first: they change less often than the package, so this layer stays in the cache.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python3 -m venv /opt/clipwatch \
     && python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \

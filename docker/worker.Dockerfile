@@ -6,11 +6,11 @@
 ARG BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
 FROM ${BASE}
 
-# Where pip finds torch besides PyPI; pip reads this variable itself.
+# A second index where pip finds torch; pip reads this variable itself.
 ARG PIP_EXTRA_INDEX_URL=
 
 # Triton compiles its launchers with the C compiler and Python's headers when a kernel first runs.
-# Versions follow the base image, which is what is pinned.
+# Versions follow the base image, which can be pinned by digest.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
@@ -28,7 +28,8 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
     && install -d -o clipwatch -g clipwatch /var/lib/clipwatch /var/cache/triton /artifacts
 
 WORKDIR /src
-# What the packages need goes first: it changes less often than they do. flash-clipping is built from the checkout below.
+# The dependencies go first: they change less often than our packages, so this layer stays in the cache. flash-clipping
+# is built from the checkout below.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python3 -m venv /opt/clipwatch \
     && python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -45,6 +46,6 @@ RUN pip install --no-cache-dir --no-deps ./flash_clipping .
 WORKDIR /var/lib/clipwatch
 USER 10001:10001
 VOLUME ["/var/lib/clipwatch", "/var/cache/triton"]
-# The ranks of a killed torchrun are orphans: something has to reap them.
+# The ranks of a killed torchrun become orphans, which process 1 has to reap.
 ENTRYPOINT ["tini", "--"]
 CMD ["clipwatch", "worker"]

@@ -1,9 +1,9 @@
 """A day of the scheduler in simulated time: the real queue and its rules, on nodes that are counted and not there.
 
-`python -m tests.benchmarks.scheduler --nodes 10000 --hours 24` runs conductors, the sweeper, the broker's bells, lost
-nodes and a broker that loses everything at half-time as processes of SimPy. Claims, leases, rings and verdicts are the
-service's own repositories on a SQLite file; the time they are given is simulated. Nodes are given first come, first
-served, to an arm all at once or not at all, as Kueue's StrictFIFO does.
+`python -m tests.benchmarks.scheduler --nodes 10000 --hours 24` runs conductors, the sweeper, the notifications in the
+broker, nodes that fail and a broker that loses everything at half-time as processes of SimPy. Claims, leases,
+notifications and verdicts are the service's own repositories on a SQLite file; the time they are given is simulated.
+Nodes are given first come, first served, to an arm all at once or not at all, as Kueue's StrictFIFO does.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Plan:
     arm_seconds: float
     widths: tuple[int, ...]
     node_mtbf_hours: float
-    lose_bells: bool
+    lose_notifications: bool
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Seen:
     node_waits: list[float] = field(default_factory=list)
     node_seconds: float = 0.0
     deepest: int = 0
-    longest_bells: int = 0
-    rings: int = 0
+    most_waiting: int = 0
+    notified: int = 0
     lost: int = 0
     finished: int = 0
     recovered: float = math.nan
@@ -105,7 +105,7 @@ class Simulation:
         self.settings, self.random = Settings(), random.Random(seed)
         self.environment = simpy.Environment()
         self.gang = Gang(self.environment, plan.nodes, self.seen)
-        self.bells: deque[str] = deque()
+        self.notifications: deque[str] = deque()
         self.idle: deque[simpy.Event] = deque()
         self.running = 0
         self.queued = 0
@@ -118,7 +118,7 @@ class Simulation:
 
     def run(self) -> None:
         processes = [self.commits(), self.sweeper(), *(self.conductor() for _ in range(self.plan.conductors))]
-        for process in processes + ([self.loses_bells()] if self.plan.lose_bells else []):
+        for process in processes + ([self.loses_bells()] if self.plan.lose_notifications else []):
             self.environment.process(process)
         for hour in range(math.ceil(self.plan.hours)):
             self.environment.run(until=min(hour + 1, self.plan.hours) * 3600)
@@ -139,21 +139,21 @@ class Simulation:
                 ]
             for row in rows:
                 self.since[row.public_id] = self.environment.now
-                self.ring(row.public_id)
+                self.notify(row.public_id)
             self.queued += len(rows)
             self.seen.deepest = max(self.seen.deepest, self.queued)
 
-    def ring(self, public_id: str) -> None:
-        self.bells.append(public_id)
-        self.seen.rings += 1
-        self.seen.longest_bells = max(self.seen.longest_bells, len(self.bells))
+    def notify(self, public_id: str) -> None:
+        self.notifications.append(public_id)
+        self.seen.notified += 1
+        self.seen.most_waiting = max(self.seen.most_waiting, len(self.notifications))
         if self.idle:
             self.idle.popleft().succeed()
 
     def loses_bells(self) -> Process:
         """The broker is emptied, and it is measured when all that waited then has been claimed."""
         yield self.environment.timeout(self.plan.hours * 1800)
-        self.bells.clear()
+        self.notifications.clear()
         began, waiting = self.environment.now, set(self.since)
         while waiting & set(self.since):
             yield self.environment.timeout(1)
@@ -172,23 +172,23 @@ class Simulation:
                 for lease in attempts.held() if over else []:
                     if lease.token in over and attempts.reclaim(lease, self.now(), self.settings.max_attempts):
                         self.queued += 1
-            room = MAX_NOTIFICATIONS - len(self.bells)
+            room = MAX_NOTIFICATIONS - len(self.notifications)
             if room > 0:
                 with self.database.write() as session:
                     due = ComparisonRepository(session).due_notifications(self.now(), interval, room)
                 for public_id in due:
-                    self.ring(public_id)
+                    self.notify(public_id)
 
     def conductor(self) -> Process:
-        """As the worker's task: what a notifier names, and then what waits."""
+        """As the task of the worker: the comparison that a notification names, then those that wait."""
         lease = timedelta(seconds=self.settings.lease_seconds)
         due: str | None = None
         while True:
-            while due is None and not self.bells:
+            while due is None and not self.notifications:
                 called = self.environment.event()
                 self.idle.append(called)
                 yield called
-            public_id, due = due or self.bells.popleft(), None
+            public_id, due = due or self.notifications.popleft(), None
             with self.database.write() as session:
                 claim = AttemptRepository(session).claim(public_id, "simulated", self.now(), lease)
             if claim is None:
@@ -266,9 +266,11 @@ def report(simulation: Simulation, seconds: float) -> str:
         "nodes busy: by arithmetic, simulated, most": f"{offered:,.0f}, {busy:,.0f}, {seen.most_used:,}",
         "wait for a conductor: median, 95 %, longest": quantiles(seen.waits),
         "wait of an arm for its nodes: median, 95 %, longest": quantiles(seen.node_waits),
-        "deepest queue, most bells, most at once": f"{seen.deepest:,}, {seen.longest_bells:,}, {seen.most_running:,}",
+        "deepest queue, most notifications, most at once": (
+            f"{seen.deepest:,}, {seen.most_waiting:,}, {seen.most_running:,}"
+        ),
         "leases renewed in a second, at most": f"{seen.most_running / simulation.settings.heartbeat_seconds:,.0f}",
-        "bells rung for each comparison": f"{seen.rings / max(1, len(seen.waits)):.2f}",
+        "notifications for each comparison": f"{seen.notified / max(1, len(seen.waits)):.2f}",
         "attempts lost with a node": f"{seen.lost:,}",
         "after the broker was emptied, all that waited was claimed within": f"{seen.recovered:,.0f} s",
     }
@@ -291,7 +293,7 @@ def main() -> None:
     parser.add_argument("--arm-seconds", type=float, default=1_800, help="of one arm, on average")
     parser.add_argument("--widths", default="1,2,4,8,16", help="nodes of candidates, each as often as the others")
     parser.add_argument("--node-mtbf-hours", type=float, default=2_000, help="between two failures of a node")
-    parser.add_argument("--lose-bells", action="store_true", help="empty the broker at half-time")
+    parser.add_argument("--lose-notifications", action="store_true", help="empty the broker at half-time")
     parser.add_argument("--seed", type=int, default=1)
     given = vars(parser.parse_args())
     seed = given.pop("seed")
