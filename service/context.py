@@ -1,4 +1,4 @@
-"""What a process of the service has open: settings, database, notifier and artifacts."""
+"""The context of a web process: its settings and the connections that it keeps open."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -14,19 +14,19 @@ from service.store import Database
 
 @dataclass(frozen=True)
 class Context:
-    """Opened once a process, handed to every request."""
+    """Opened once in a process and passed to every request."""
 
     settings: Settings
     database: Database
     notifier: Notifier
-    ringer: NotificationBatcher
+    batcher: NotificationBatcher
     artifacts: ArtifactFolder
     authenticator: Authenticator
     limiter: Limiter
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
-        """Opens what the settings name. Nothing is connected to before it is used."""
+        """Opens what the settings name. Each connection is made when it is first used."""
         database, notifier = Database(settings.database), Notifier(settings)
         return cls(
             settings,
@@ -39,13 +39,13 @@ class Context:
         )
 
     def close(self) -> None:
-        self.ringer.close()
+        self.batcher.close()
         self.notifier.close()
         self.database.close()
 
 
 async def context_of(request: Request) -> Context:
-    """The context of the app that a request came to. (What is not async is run in a thread, which costs more.)"""
+    """The context of the app. Async, because FastAPI runs a plain function in a thread, which takes longer."""
     return cast(Context, request.app.state.context)
 
 

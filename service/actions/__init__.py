@@ -1,4 +1,5 @@
-"""What users do, whether by the API, the dashboard, the command line or GitHub: one function each.
+"""The use cases: one plain function for each thing that a user can do.
 
-Errors are of the domain, not of HTTP; each caller turns them into its own answer.
+The REST API, the dashboard and the commands call these functions. They raise errors of the domain
+(`service.actions.errors`); each caller turns such an error into its own answer.
 """

@@ -1,4 +1,4 @@
-"""Who may call what: the dependencies that stand before every route that is not for everybody."""
+"""Access control: the dependencies of every route that is not open to all."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -19,8 +19,13 @@ bearer = HTTPBearer(auto_error=False, description="A token, made with `clipwatch
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
-async def identify(request: Request, credentials: Credentials) -> Caller:
-    """Who calls, by a token; or, to look at something only, by the session of a browser. Counts the request, once."""
+async def identify_caller(request: Request, credentials: Credentials) -> Caller:
+    """The caller by a token, or for a request that only reads by the session of a browser. Counts the request, once.
+
+    Raises:
+        Refused: 401, the token is not valid.
+        TooMany: the caller has used up the rate limit.
+    """
     context = await context_of(request)
 
     def counted() -> Caller:
@@ -29,29 +34,29 @@ async def identify(request: Request, credentials: Credentials) -> Caller:
         return caller
 
     if CALLER not in request.scope:
-        # A thread where database or Redis may be asked, and only there: going to one takes longer than all the rest.
+        # In a thread only where the database or Redis may be asked: changing threads takes longer than all the rest.
         waits = context.settings.auth_required or context.settings.effective_rate_limit
         request.scope[CALLER] = await run_in_threadpool(counted) if waits else counted()
     caller: Caller = request.scope[CALLER]
     return caller
 
 
-HasCaller = Annotated[Caller, Depends(identify)]
+HasCaller = Annotated[Caller, Depends(identify_caller)]
 
 
 def requires(scope: Scope) -> Callable[[Request, Credentials], Awaitable[None]]:
-    """A dependency that refuses whoever has not this scope.
+    """A dependency that refuses a caller without this scope.
 
-    It depends on nothing but the credentials: FastAPI solves every dependency of a dependency again for each that
+    It depends on the credentials alone: FastAPI solves the dependencies of a dependency again for each route that
     names it.
     """
 
     async def check(request: Request, credentials: Credentials) -> None:
-        caller = await identify(request, credentials)
+        caller = await identify_caller(request, credentials)
         if caller.may(scope):
             return
         if caller.token is None:
-            raise unknown("this needs a token: Authorization: Bearer <token>")
+            raise unauthorized("this needs a token: Authorization: Bearer <token>")
         raise Refused(403, f"this needs a token with the scope {scope}")
 
     return check
@@ -62,13 +67,17 @@ SUBMITS = Depends(requires(Scope.SUBMIT))
 ADMINISTERS = Depends(requires(Scope.ADMIN))
 
 
-def unknown(detail: str) -> Refused:
+def unauthorized(detail: str) -> Refused:
     """A 401."""
     return Refused(401, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 def by_token(context: Context, address: str, text: str) -> Caller | None:
-    """Whose token this is. One that opens nothing counts as a guess; who guesses too often waits."""
+    """The caller with this token; None if the token is not valid, which counts as a guess from this address.
+
+    Raises:
+        TooMany: there were too many guesses from this address.
+    """
     context.limiter.may_guess(address)
     caller = context.authenticator.by_token(text)
     if caller is None:
@@ -77,12 +86,16 @@ def by_token(context: Context, address: str, text: str) -> Caller | None:
 
 
 def address_of(request: Request) -> str:
-    """Where a request comes from, as far as the server could tell."""
+    """The address that a request comes from, as far as the server knows it."""
     return request.client.host if request.client else "?"
 
 
 def refuse_other_sites(request: Request) -> None:
-    """Refuses what a page of another site sends in the name of whoever looks at it, where browsers say so."""
+    """Refuses a request that a browser sends for a page of another site, if the browser says so.
+
+    Raises:
+        Refused: 403.
+    """
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise Refused(403, "this is for the pages of Clipwatch itself")
 
@@ -92,11 +105,11 @@ def _caller(request: Request, context: Context, credentials: HTTPAuthorizationCr
     if context.settings.auth_required and credentials is not None:
         caller = by_token(context, address_of(request), credentials.credentials)
         if caller is None:
-            raise unknown("this token is unknown, revoked or expired")
+            raise unauthorized("this token is unknown, revoked or expired")
         return caller
     if request.method not in SAFE:
-        # A browser sends cookies along whoever made it send: they are no proof here, as there is no form's token.
+        # A cookie proves nothing here: a browser sends it whichever site made the request, and there is no CSRF token.
         refuse_other_sites(request)
-        return authenticator.stranger
+        return authenticator.anonymous
     cookie = request.cookies.get(COOKIE) if context.settings.auth_required else None
-    return (cookie and authenticator.by_session(cookie)) or authenticator.stranger
+    return (cookie and authenticator.by_session(cookie)) or authenticator.anonymous

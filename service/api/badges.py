@@ -1,4 +1,4 @@
-"""Badges: the newest verdict of a suite on a branch, as a picture for a README."""
+"""Badges: the newest verdict of a suite on a branch, as an SVG image for a README."""
 
 from fastapi import APIRouter, Response
 from jinja2 import Environment
@@ -12,8 +12,9 @@ router = APIRouter(tags=["badges"], responses=documented(401, 403, 422, 429, 503
 
 COLORS = {"passed": "#1a7f37", "failed": "#cf222e", "error": "#9a6700", "unsupported": "#57606a", "running": "#0969da"}
 UNKNOWN = "no check yet"
-# Of an average character of the font, in pixels; a badge is never cut, at worst a little wide.
+# Width of an average character, in pixels, and of the space around a text.
 WIDTH, PADDING = 7, 10
+# Newest checks that are searched for one with a verdict.
 LOOK_BACK = 20
 
 TEMPLATE = Environment(autoescape=True).from_string(
@@ -33,7 +34,7 @@ aria-label="{{ label }}: {{ message }}">
 
 @router.get("/badge/{owner}/{name}/{branch:path}/{suite}.svg", response_class=Response)
 def badge(owner: str, name: str, branch: str, suite: str, context: HasContext) -> Response:
-    """The verdict of the newest finished check, cancelled ones left out; the branch may have slashes in it."""
+    """The verdict of the newest finished check that was not cancelled. The name of the branch may have slashes."""
     with context.database.read() as session:
         rows = CheckRepository(session).page(BranchSuite(f"{owner}/{name}", branch, suite), limit=LOOK_BACK)
     decided = [row.verdict for row in rows if row.status == Status.FINISHED and row.verdict != "cancelled"]
@@ -46,6 +47,6 @@ def badge(owner: str, name: str, branch: str, suite: str, context: HasContext) -
         left=len(label) * WIDTH + PADDING,
         right=len(str(message)) * WIDTH + PADDING,
     )
-    # GitHub shows pictures through a cache of its own, which keeps what it may.
+    # GitHub serves images from a cache of its own, which would go on showing an old verdict.
     headers = {"Cache-Control": "no-cache, max-age=0", "Content-Security-Policy": "default-src 'none'"}
     return Response(svg, media_type="image/svg+xml", headers=headers)

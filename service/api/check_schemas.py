@@ -1,8 +1,8 @@
-"""What the API answers with about checks."""
+"""The request and response models of the API about checks."""
 
 from datetime import datetime
 
-from pydantic import Field
+from pydantic import AliasPath, Field
 
 from service.api.schemas import ResponseModel
 from service.contract import Target, Transition, Verdict
@@ -21,27 +21,29 @@ class EntryResponse(ResponseModel):
     """One entry of the suite on this commit."""
 
     name: str
-    comparison: str = Field(description="Id of the comparison that runs it")
-    status: Status
-    verdict: Verdict | None
-    error: str | None
-    transition: Transition | None = Field(description="Against the check before; absent where nothing changed")
+    comparison: str = Field(
+        validation_alias=AliasPath("comparison", "public_id"), description="Id of the comparison that runs it"
+    )
+    status: Status = Field(validation_alias=AliasPath("comparison", "status"))
+    verdict: Verdict | None = Field(validation_alias=AliasPath("comparison", "verdict"))
+    error: str | None = Field(validation_alias=AliasPath("comparison", "error"))
+    transition: Transition | None = Field(description="Change since the check before; absent where nothing changed")
 
 
 class ReportResponse(ResponseModel):
-    """What is told about the check, and whether it was heard."""
+    """A report about the check, and whether it was delivered."""
 
     kind: str
-    attempts: int = Field(description="Tries that failed since the last that did not")
+    attempts: int = Field(description="Failed tries since the last successful one")
     error: str | None
-    due_at: datetime | None = Field(description="When it is tried next; absent when all was told")
+    due_at: datetime | None = Field(description="When it is tried next; absent when everything was delivered")
     sent_at: datetime | None
 
 
 class CheckSummary(ResponseModel):
     """A check in a list."""
 
-    id: str
+    id: str = Field(validation_alias="public_id")
     repository: str
     branch: str
     pull: int | None
@@ -63,10 +65,10 @@ class CheckDetail(CheckSummary):
 
 
 class EntryHealth(ResponseModel):
-    """How an entry has been doing over the checks that are shown, oldest to newest."""
+    """How often an entry passed and failed over the checks that are shown, oldest to newest."""
 
     name: str
-    verdict: Verdict | None = Field(description="The last one; absent when the entry is gone")
+    verdict: Verdict | None = Field(description="The last one; absent when the newest check lacks the entry")
     runs: int = Field(description="Runs that passed or failed")
     flips: int = Field(description="Changes between passing and failing")
     flakiness: float = Field(description="flips / (runs - 1)")

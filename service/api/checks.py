@@ -1,4 +1,4 @@
-"""Checks: a suite on a commit; its history on a branch, as JSON and CSV; cancel."""
+"""Checks over HTTP: request, read, cancel; and the history of a suite on a branch, as JSON and CSV."""
 
 import csv
 import io
@@ -6,18 +6,17 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from service.actions import checks as actions
+from service.actions.errors import found
 from service.api.access import READS, SUBMITS
-from service.api.check_mappers import check_detail, history_of
+from service.api.check_history import history_of
 from service.api.check_schemas import CheckDetail, CheckHistory, CheckRequest
-from service.api.comparisons import Cursor, Limit, cursor_position
-from service.api.mappers import PREFIX, to_cursor
-from service.api.problems import Refused, documented, refused_field
-from service.checks.lifecycle import notify_workers, queue_checks
-from service.checks.rules_file import RulesError, read_rules, read_suite
+from service.api.pagination import Cursor, Limit, page_of
+from service.api.problems import documented
+from service.api.schemas import PREFIX
 from service.context import Context, HasContext
 from service.contract.check import REPOSITORY
-from service.store import BranchSuite, CheckRepository, CheckRow, Database, ReportRepository, Status, now
-from service.suites import SuiteError
+from service.store import BranchSuite, CheckRepository
 
 router = APIRouter(tags=["checks"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
 
@@ -37,7 +36,7 @@ COLUMNS = (
     "transition",
     "error",
 )
-# What a spreadsheet would take for a formula.
+# A spreadsheet takes a cell that begins with one of these for a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 Repository = Annotated[str, Query(pattern=REPOSITORY, description="owner/name")]
@@ -48,39 +47,22 @@ Pull = Annotated[int | None, Query(ge=1, lt=2**31, description="Number of a pull
 
 @router.post("/checks", status_code=201, dependencies=[SUBMITS], responses=documented(400, 413))
 def create(request: CheckRequest, context: HasContext, response: Response) -> CheckDetail:
-    """Runs a suite on a commit of the repository that the service fetches from. Nothing is superseded by it."""
-    try:
-        rules = read_rules(context.settings)
-        suite = read_suite(context.settings, request.suite)
-    except SuiteError as error:
-        raise refused_field("suite", str(error)) from None
-    except RulesError as error:
-        raise Refused(503, str(error)) from None
-    if rules is not None and rules.repository != request.target.repository:
-        # Its verdict is posted there, with a credential of this service.
-        raise refused_field("target.repository", f"only {rules.repository} is configured here")
-    with context.database.write() as session:
-        rows = queue_checks(session, context.settings, request.target, [suite])
-    notify_workers(context.notifier, rows)
-    response.headers["Location"] = f"{PREFIX}/checks/{rows[0].public_id}"
-    return _detail(context, rows[0].public_id)
+    """Runs a suite on a commit of the repository that the service fetches from. No other check is cancelled for it."""
+    row = actions.request_check(context.database, context.notifier, context.settings, request.target, request.suite)
+    response.headers["Location"] = f"{PREFIX}/checks/{row.public_id}"
+    return _detail(context, row.public_id)
 
 
 @router.get("/checks/{public_id}", responses=documented(404))
 def get(public_id: str, context: HasContext) -> CheckDetail:
-    """One check: status, verdict, entries, and what was told about it."""
+    """One check: status, verdict, entries, and the reports about it."""
     return _detail(context, public_id)
 
 
 @router.post("/checks/{public_id}/cancel", dependencies=[SUBMITS], responses=documented(404, 409))
 def cancel(public_id: str, context: HasContext) -> CheckDetail:
     """Cancels every comparison that has not ended; the check ends when they have. 409 when it is finished."""
-    with context.database.write() as session:
-        checks = CheckRepository(session)
-        row = _found(checks.get(public_id), public_id)
-        if row.status == Status.FINISHED:
-            raise Refused(409, f"the check is finished: {row.verdict}")
-        checks.cancel(row, "cancelled by a user", now(session))
+    actions.cancel_check(context.database, public_id)
     return _detail(context, public_id)
 
 
@@ -99,20 +81,18 @@ def check_history(
     cursor: Cursor = None,
     format: Annotated[Literal["json", "csv"], Query(description="csv: a row an entry, oldest check first")] = "json",
 ) -> CheckHistory | Response:
-    """Checks of a suite on a branch, newest first, and how each entry has been doing."""
-    rows, following = page_of(context.database, BranchSuite(repository, branch, suite, pull), limit, cursor)
-    history = history_of(BranchSuite(repository, branch, suite, pull), rows, following)
+    """Checks of a suite on a branch, newest first, and the health of each entry over them."""
+    branch_suite = BranchSuite(repository, branch, suite, pull)
+    with context.database.read() as session:
+        checks = CheckRepository(session)
+        rows, following = page_of(
+            lambda most, before: checks.page(branch_suite, limit=most, before=before), limit, cursor
+        )
+    history = history_of(branch_suite, rows, following)
     if format == "json":
         return history
     headers = {"Content-Disposition": 'attachment; filename="history.csv"', "X-Content-Type-Options": "nosniff"}
     return Response(as_csv(history), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def page_of(database: Database, line: BranchSuite, limit: int, cursor: str | None) -> tuple[list[CheckRow], str | None]:
-    """At most `limit` checks of a line, newest first, and the cursor of the next page."""
-    with database.read() as session:
-        rows = CheckRepository(session).page(line, limit=limit + 1, before=cursor_position(cursor))
-    return rows[:limit], to_cursor(rows[limit - 1].id) if len(rows) > limit else None
 
 
 def as_csv(history: CheckHistory) -> str:
@@ -135,13 +115,6 @@ def _cell(value: object) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def _found(row: CheckRow | None, public_id: str) -> CheckRow:
-    if row is None:
-        raise Refused(404, f"there is no check {public_id}")
-    return row
-
-
 def _detail(context: Context, public_id: str) -> CheckDetail:
     with context.database.read() as session:
-        row = _found(CheckRepository(session).get(public_id), public_id)
-        return check_detail(row, ReportRepository(session).of_check(row.id))
+        return CheckDetail.of(found(CheckRepository(session).get(public_id), "check", public_id))

@@ -1,4 +1,4 @@
-"""Middleware around everything: headers that tell browsers what not to do, and who is let in without a token."""
+"""Middleware around the whole app: security headers, and protection of a service that requires no token."""
 
 import ipaddress
 from functools import lru_cache
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# An answer that says otherwise keeps what it says.
+# A response that sets one of these headers itself keeps its own value.
 DEFAULTS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -21,12 +21,12 @@ DEFAULTS = {
 YEAR = 31_536_000
 RAW = [(name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()]
 SECURE = [*RAW, (b"strict-transport-security", f"max-age={YEAR}".encode())]
-# What comes with a signature needs no other proof of where it comes from.
+# Requests below this path carry a signature, which proves where they come from.
 SIGNED = "/webhooks/"
 
 
 class SecurityHeaders:
-    """Adds the headers of `DEFAULTS` to every answer, and over TLS that there is to be nothing but TLS."""
+    """Adds the headers of `DEFAULTS` to every response, and to a response over TLS also HSTS."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,10 +43,10 @@ class SecurityHeaders:
 
 
 class LocalOnly:
-    """Keeps the rest of the world out of a service that asks for no token because only this machine can reach it.
+    """Refuses requests from elsewhere to a service that requires no token because it listens on a loopback address.
 
-    Two ways lead there all the same: a proxy in front of it, and a page whose name its owner points to 127.0.0.1
-    (DNS rebinding). Both show: in headers that proxies add, and in a `Host` that is a name of the Internet.
+    Such requests can come through a proxy on this machine, or from a web page whose domain name resolves to 127.0.0.1
+    (DNS rebinding). A proxy adds headers; DNS rebinding shows in a `Host` header with a public domain name.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,8 +57,8 @@ class LocalOnly:
             await self._app(scope, receive, send)
             return
         answer = PlainTextResponse(
-            "Clipwatch asks for no token here and so answers this machine alone, neither proxies nor other names. "
-            "CLIPWATCH_AUTH=required asks for tokens, CLIPWATCH_AUTH=off lets everybody in.\n",
+            "Clipwatch requires no token here, so it answers requests from this machine only: no proxies, no other "
+            "host names. Set CLIPWATCH_AUTH=required to require tokens, or CLIPWATCH_AUTH=off to admit everyone.\n",
             status_code=421,
         )
         await answer(scope, receive, send)
@@ -76,5 +76,5 @@ def _names_this_machine(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        # A name without a dot is none of the Internet's.
+        # A name without a dot is not a public domain name.
         return "." not in host or host.endswith(".localhost")

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it could do its work."""
+"""Health of the API process: liveness, readiness and metrics."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from service.api.access import READS
 from service.api.problems import documented
-from service.api.schemas import Health
+from service.api.schemas import ServiceHealth
 from service.context import HasContext
 from service.store import is_current, now, one_line, statistics
 from service.telemetry import metrics_text
@@ -17,13 +17,15 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-def healthz() -> Health:
+def healthz() -> ServiceHealth:
     """The process answers."""
-    return Health(status="ok")
+    return ServiceHealth(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Health, "description": "Something it needs cannot be reached"}})
-def readyz(context: HasContext, response: Response) -> Health:
+@router.get(
+    "/readyz", responses={503: {"model": ServiceHealth, "description": "A part that it needs cannot be reached"}}
+)
+def readyz(context: HasContext, response: Response) -> ServiceHealth:
     """The database and the broker answer, and the tables are those of this version."""
 
     def database() -> None:
@@ -38,7 +40,7 @@ def readyz(context: HasContext, response: Response) -> Health:
     checks = {name: _outcome(check) for name, check in parts.items()}
     ready = all(outcome == "ok" for outcome in checks.values())
     response.status_code = 200 if ready else 503
-    return Health(status="ok" if ready else "unready", checks=checks)
+    return ServiceHealth(status="ok" if ready else "unready", checks=checks)
 
 
 @router.get(
@@ -48,7 +50,7 @@ def readyz(context: HasContext, response: Response) -> Health:
     dependencies=[READS],
 )
 def metrics(context: HasContext) -> Response:
-    """For Prometheus: the queue, verdicts, attempts and workers, as the database has them now."""
+    """Prometheus metrics: the queue, verdicts, attempts and workers, as they are in the database now."""
     with context.database.read() as session:
         found = statistics(session, now(session))
     return Response(metrics_text(found), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,6 +1,6 @@
-"""Errors: every one is a `Problem`, whoever raised it."""
+"""Errors as responses: every one is a `Problem`, whichever part of the app raised it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -11,31 +11,19 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.actions.errors import ActionError, AlreadyFinished, InvalidField, NotFound, RulesUnavailable
 from service.api.schemas import FieldError, Problem
 from service.auth import TooMany
+from service.validation import message_of
+
+STATUSES = {NotFound: 404, AlreadyFinished: 409, InvalidField: 422, RulesUnavailable: 503}
 
 
 class Refused(HTTPException):
-    """A request that is refused, with the fields that are at fault."""
+    """A request that is refused for a reason that only HTTP knows: credentials, forms, headers, sizes."""
 
-    def __init__(
-        self,
-        status: int,
-        detail: str,
-        errors: Sequence[FieldError] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, detail, headers)
-        self.errors = list(errors)
-
-
-def refused_field(field: str, message: str) -> Refused:
-    """A 422 about one parameter or header."""
-    return Refused(422, f"{field}: {message}", [FieldError(field=field, message=message)])
-
-
-def not_found(public_id: str) -> Refused:
-    return Refused(404, f"there is no comparison {public_id}")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -43,26 +31,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-def _answer(status: int, detail: str, errors: list[FieldError], headers: Any = None) -> JSONResponse:
-    title = HTTPStatus(status).phrase
-    problem = Problem(title=title, status=status, detail=detail, errors=errors)
-    return JSONResponse(problem.model_dump(mode="json"), status_code=status, headers=headers)
-
-
-def _field(location: Sequence[Any]) -> str:
-    place, *path = (str(part) for part in location)
-    return path[0].title() if place == "header" else ".".join(path) or place
-
-
-def _field_error(error: dict[str, Any]) -> FieldError:
-    if error["type"] == "json_invalid":
-        message = f"not JSON: {error['ctx']['error']} at character {error['loc'][-1]}"
-        return FieldError(field="body", message=message)
-    return FieldError(field=_field(error["loc"]), message=error["msg"].removeprefix("Value error, "))
-
-
 class BodyLimit:
-    """Middleware that refuses a body once it has grown past `limit` bytes, whatever its length claims to be."""
+    """Middleware that refuses a body as soon as more than `limit` bytes of it have come, whatever its header says."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -82,27 +52,62 @@ class BodyLimit:
         await self._app(scope, counted if scope["type"] == "http" else receive, send)
 
 
+def _problem(status: int, detail: str, errors: Sequence[FieldError] = (), headers: Any = None) -> JSONResponse:
+    title = HTTPStatus(status).phrase
+    problem = Problem(title=title, status=status, detail=detail, errors=list(errors))
+    return JSONResponse(problem.model_dump(mode="json"), status_code=status, headers=headers)
+
+
+def _field(location: Sequence[Any]) -> str:
+    place, *path = (str(part) for part in location)
+    return path[0].title() if place == "header" else ".".join(path) or place
+
+
+def _field_error(error: dict[str, Any]) -> FieldError:
+    if error["type"] == "json_invalid":
+        message = f"not JSON: {error['ctx']['error']} at character {error['loc'][-1]}"
+        return FieldError(field="body", message=message)
+    return FieldError(field=_field(error["loc"]), message=message_of(error))
+
+
+def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    errors = [_field_error(one) for one in error.errors()]
+    return _problem(422, "; ".join(f"{one.field}: {one.message}" for one in errors), errors)
+
+
+def _refused(_request: Request, error: HTTPException) -> JSONResponse:
+    return _problem(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _undone(_request: Request, error: ActionError) -> JSONResponse:
+    status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+    errors = [FieldError(field=error.field, message=error.message)] if isinstance(error, InvalidField) else []
+    return _problem(status, str(error), errors)
+
+
+def _too_many(_request: Request, error: TooMany) -> JSONResponse:
+    return _problem(429, str(error), headers={"Retry-After": str(error.seconds)})
+
+
+def _no_database(_request: Request, _error: OperationalError) -> JSONResponse:
+    return _problem(503, "the database cannot be used just now: /readyz says why", headers={"Retry-After": "5"})
+
+
+def _defect(_request: Request, _error: Exception) -> JSONResponse:
+    return _problem(500, "an unexpected error: the log of the service says more")
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Any], JSONResponse]] = {
+    RequestValidationError: _invalid,
+    HTTPException: _refused,
+    ActionError: _undone,
+    TooMany: _too_many,
+    OperationalError: _no_database,
+    Exception: _defect,
+}
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Makes every error of the app a `Problem`."""
-
-    @app.exception_handler(RequestValidationError)
-    def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_field_error(one) for one in error.errors()]
-        return _answer(422, "; ".join(f"{one.field}: {one.message}" for one in errors), errors)
-
-    @app.exception_handler(HTTPException)
-    def refused(_request: Request, error: HTTPException) -> JSONResponse:
-        errors = error.errors if isinstance(error, Refused) else []
-        return _answer(error.status_code, str(error.detail), errors, error.headers)
-
-    @app.exception_handler(TooMany)
-    def too_many(_request: Request, error: TooMany) -> JSONResponse:
-        return _answer(429, str(error), [], {"Retry-After": str(error.seconds)})
-
-    @app.exception_handler(OperationalError)
-    def no_database(_request: Request, _error: OperationalError) -> JSONResponse:
-        return _answer(503, "the database cannot be used just now: /readyz says why", [], {"Retry-After": "5"})
-
-    @app.exception_handler(Exception)
-    def broken(_request: Request, _error: Exception) -> JSONResponse:
-        return _answer(500, "an unexpected error: the log of the service says more", [])
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)

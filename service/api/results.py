@@ -1,20 +1,19 @@
-"""What a comparison leaves behind: series, plots and log; and the history of a definition."""
+"""The results of a comparison over HTTP: series, plots and log; and the history of a definition."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from service.actions.errors import found
 from service.api.access import READS
-from service.api.comparisons import Cursor, Limit, cursor_position
-from service.api.mappers import answered, deciding, history_item, log_chunk, to_cursor
-from service.api.problems import Refused, documented, not_found
-from service.api.schemas import ArmSeries, HistoryPage, LogChunk, LogPage, Series
+from service.api.pagination import Cursor, Limit, page_of
+from service.api.problems import Refused, documented
+from service.api.schemas import ArmSeries, HistoryItem, HistoryPage, LogChunk, LogPage, Series
 from service.context import Context, HasContext
-from service.store import AttemptRepository, ComparisonRepository, HistoryRepository, LogRepository, Status
+from service.store import LOG_PAGE, AttemptRepository, ComparisonRepository, HistoryRepository, LogRepository, Status
 
 router = APIRouter(tags=["results"], responses=documented(401, 403, 422, 429, 503), dependencies=[READS])
-LOG_PAGE = 200
 
 
 @router.get("/comparisons/{public_id}/series", responses=documented(404))
@@ -25,10 +24,8 @@ def series(
 ) -> Series:
     """Every metric of both arms over the steps."""
     with context.database.read() as session:
-        row = ComparisonRepository(session).get(public_id)
-        if row is None:
-            raise not_found(public_id)
-        attempt = deciding(row)
+        row = found(ComparisonRepository(session).get(public_id), "comparison", public_id)
+        attempt = row.deciding_attempt
         arms = AttemptRepository(session).arms(attempt.id, grad_norms=grad_norms) if attempt else []
         return Series(
             id=public_id,
@@ -49,15 +46,12 @@ def series(
 def plot(public_id: str, name: str, context: HasContext) -> Response:
     """One plot of the attempt that the verdict comes from."""
     with context.database.read() as session:
-        row = ComparisonRepository(session).get(public_id)
-        if row is None:
-            raise not_found(public_id)
-        attempt = deciding(row)
-        found = [artifact for artifact in (attempt.artifacts if attempt else []) if artifact.name == name]
-    if not found:
+        row = found(ComparisonRepository(session).get(public_id), "comparison", public_id)
+        artifact = next((artifact for artifact in row.artifacts if artifact.name == name), None)
+    if artifact is None:
         raise Refused(404, f"comparison {public_id} has no plot {name}")
     try:
-        content = context.artifacts.read(found[0].uri)
+        content = context.artifacts.read(artifact.uri)
     except FileNotFoundError:
         raise Refused(404, f"plot {name} of comparison {public_id} is gone from the artifact folder") from None
     # An SVG opened as a page of its own could run scripts with the rights of this site.
@@ -65,7 +59,7 @@ def plot(public_id: str, name: str, context: HasContext) -> Response:
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
         "X-Content-Type-Options": "nosniff",
     }
-    return Response(content, media_type=found[0].media_type, headers=headers)
+    return Response(content, media_type=artifact.media_type, headers=headers)
 
 
 @router.get(
@@ -99,28 +93,24 @@ def history(
 ) -> Response:
     """Finished comparisons of one definition, newest first."""
     with context.database.read() as session:
-        position = cursor_position(cursor)
-        rows = HistoryRepository(session).page(definition, limit=limit + 1, before=position, with_results=True)
-        items = [history_item(row) for row in rows[:limit]]
-    following = to_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return answered(HistoryPage(definition=definition, items=items, next=following))
+        finished = HistoryRepository(session)
+        rows, following = page_of(
+            lambda most, before: finished.page(definition, limit=most, before=before, with_results=True), limit, cursor
+        )
+    items = [HistoryItem.of(row) for row in rows]
+    return HistoryPage(definition=definition, items=items, next=following).to_response()
 
 
 def _log_page(context: Context, public_id: str, after: int) -> LogPage:
     with context.database.read() as session:
-        row = ComparisonRepository(session).get(public_id)
-        if row is None:
-            raise not_found(public_id)
-        numbers = {attempt.id: attempt.number for attempt in row.attempts}
-        chunks = [
-            log_chunk(chunk, numbers[chunk.attempt_id])
-            for chunk in LogRepository(session).after(row.id, after, LOG_PAGE)
-        ]
-    over = row.status == Status.FINISHED and len(chunks) < LOG_PAGE
-    return LogPage(chunks=chunks, next=chunks[-1].sequence if chunks else after, finished=over)
+        row = found(ComparisonRepository(session).get(public_id), "comparison", public_id)
+        chunks = [LogChunk.of(chunk) for chunk in LogRepository(session).after(row.id, after)]
+    at_end = row.status == Status.FINISHED and len(chunks) < LOG_PAGE
+    return LogPage(chunks=chunks, next=chunks[-1].sequence if chunks else after, finished=at_end)
 
 
-def _as_text(chunks: Iterator[LogChunk]) -> Iterator[str]:
+def _as_text(chunks: Iterable[LogChunk]) -> Iterator[str]:
+    """The log as text, with a heading before each arm's part and a note where text was dropped."""
     heading, end = (0, ""), 0
     for chunk in chunks:
         if (chunk.attempt, chunk.role) != heading:

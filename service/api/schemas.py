@@ -1,16 +1,40 @@
-"""What the API answers with. NaN and infinity are the strings "NaN", "Infinity" and "-Infinity"."""
+"""The response models of the API about comparisons, tokens and errors.
 
+Rows become responses by `Model.of(row)`: pydantic reads the attributes that the fields name, so a new column needs one
+new field here and no code. NaN and infinity are written as the strings "NaN", "Infinity" and "-Infinity".
+"""
+
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Response
+from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
 from service.contract import Finding, Gate, Verdict
 from service.store import AttemptState, Status
 
+PREFIX = "/api/v1"
+
 
 class ResponseModel(BaseModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+    """The base of all response models."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", validate_by_name=True, validate_by_alias=True)
+
+    @classmethod
+    def of(cls, row: object) -> Self:
+        """The response that shows a row, with the models nested in it made from the rows that it refers to."""
+        return cls.model_validate(row, from_attributes=True)
+
+    def to_response(self, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+        """The HTTP response. FastAPI would validate a model that a route returns again, in another thread."""
+        return Response(self.model_dump_json(), status, headers, "application/json")
+
+
+def location(public_id: str) -> str:
+    """The path of a comparison."""
+    return f"{PREFIX}/comparisons/{public_id}"
 
 
 class FieldError(ResponseModel):
@@ -30,7 +54,7 @@ class Problem(ResponseModel):
 
 
 class Links(ResponseModel):
-    """Where to go from a comparison."""
+    """The paths of everything that belongs to a comparison."""
 
     self: str
     series: str
@@ -43,9 +67,11 @@ class Links(ResponseModel):
 class ComparisonSummary(ResponseModel):
     """A comparison in a list."""
 
-    id: str
+    id: str = Field(validation_alias="public_id")
     name: str | None
-    definition: str = Field(description="Hash of all but the name: equal definitions share one history")
+    definition: str = Field(
+        description="Hash of everything but the name: comparisons with equal definitions share one history"
+    )
     status: Status
     verdict: Verdict | None = Field(description="Absent until the comparison is finished")
     error: str | None = Field(description="Why the verdict is `error` or `unsupported`, in one line")
@@ -55,8 +81,19 @@ class ComparisonSummary(ResponseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    rerun_of: str | None
-    links: Links
+    rerun_of: Annotated[str | None, BeforeValidator(lambda row: getattr(row, "public_id", row))]
+
+    @computed_field
+    def links(self) -> Links:
+        here = location(self.id)
+        return Links(
+            self=here,
+            series=f"{here}/series",
+            log=f"{here}/log",
+            cancel=f"{here}/cancel",
+            rerun=f"{here}/rerun",
+            history=f"{PREFIX}/history?definition={self.definition}",
+        )
 
 
 class ArmResponse(ResponseModel):
@@ -69,12 +106,11 @@ class ArmResponse(ResponseModel):
     end: dict[str, Any] | None
     error: dict[str, Any] | None
     reused_from: str | None = Field(
-        description="The comparison and the number of its attempt that ran this arm, `<id>/<number>`, if it was not "
-        "run for this one"
+        description="If another attempt ran this arm: the id of its comparison and its number, `<id>/<number>`"
     )
 
 
-class AttemptAnswer(ResponseModel):
+class AttemptResponse(ResponseModel):
     """One try by a worker."""
 
     number: int
@@ -95,17 +131,23 @@ class Plot(ResponseModel):
     name: str
     media_type: str
     size: int = Field(description="Bytes")
-    url: str
+    comparison: str = Field(validation_alias=AliasPath("attempt", "comparison", "public_id"), exclude=True)
+
+    @computed_field
+    def url(self) -> str:
+        return f"{location(self.comparison)}/plots/{self.name}"
 
 
 class ComparisonDetail(ComparisonSummary):
     """Everything about a comparison but its series and its log."""
 
-    comparison: dict[str, Any] = Field(description="What was submitted, with every default filled in")
+    comparison: dict[str, Any] = Field(
+        validation_alias="document", description="The submitted comparison, with every default filled in"
+    )
     gates: list[Gate]
     findings: list[Finding]
-    plots: list[Plot]
-    attempts: list[AttemptAnswer]
+    plots: list[Plot] = Field(validation_alias="artifacts")
+    attempts: list[AttemptResponse]
 
 
 class ComparisonPage(ResponseModel):
@@ -118,14 +160,14 @@ class ComparisonPage(ResponseModel):
 class HistoryItem(ResponseModel):
     """One finished comparison of a definition."""
 
-    id: str
+    id: str = Field(validation_alias="public_id")
     name: str | None
     verdict: Verdict
     error: str | None
     created_at: datetime
     finished_at: datetime
     gates: list[Gate]
-    versions: dict[str, dict[str, str]] = Field(description="What each arm ran on, by role")
+    versions: dict[str, dict[str, str]] = Field(description="Versions of the software that each arm ran on, by role")
 
 
 class HistoryPage(ResponseModel):
@@ -155,25 +197,25 @@ class Series(ResponseModel):
 
 
 class LogChunk(ResponseModel):
-    """A piece of the log. Where positions do not follow on, text was dropped to keep the log bounded."""
+    """A piece of the log. A gap between the positions of two pieces is text that was dropped to bound the log."""
 
-    sequence: int
-    attempt: int
+    sequence: int = Field(validation_alias="id")
+    attempt: int = Field(validation_alias=AliasPath("attempt", "number"))
     role: str
     position: int = Field(description="Characters of this attempt's log before this piece")
     text: str
 
 
 class LogPage(ResponseModel):
-    """Pieces of the log after the one asked for. Follow it by passing `next` as `after` until `finished`."""
+    """Pieces of the log after the one asked for. Follow the log by passing `next` as `after` until `finished`."""
 
     chunks: list[LogChunk]
     next: int
     finished: bool = Field(description="Whether the comparison is finished and this is the end of its log")
 
 
-class Health(ResponseModel):
-    """Whether the process, or what it needs, is well."""
+class ServiceHealth(ResponseModel):
+    """Whether the process works, and whether it can reach each part that it needs."""
 
     status: str
     checks: dict[str, str] = Field(default_factory=dict)
@@ -182,7 +224,7 @@ class Health(ResponseModel):
 class TokenResponse(ResponseModel):
     """A token without its secret."""
 
-    id: str
+    id: str = Field(validation_alias="public_id")
     name: str
     scope: str
     created_at: datetime
@@ -192,6 +234,6 @@ class TokenResponse(ResponseModel):
 
 
 class CreatedToken(TokenResponse):
-    """A token with its secret, which is shown this once."""
+    """A token with its secret. No other response has the secret."""
 
     token: str

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from service.contract import Rules, Suite
 from service.settings import Settings
 from service.suites import SuiteError, built_in, load
+from service.validation import first_error
 
 
 class RulesError(ValueError):
@@ -26,9 +27,7 @@ def read_rules(settings: Settings) -> Rules | None:
     try:
         rules = Rules.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as fault:
-        first = fault.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RulesError(f"{path}: {where}: {first['msg']}") from fault
+        raise RulesError(f"{path}: {first_error(fault)}") from fault
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
         raise RulesError(f"{path}: {fault}") from fault
     return rules

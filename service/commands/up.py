@@ -16,18 +16,20 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from service.auth import Scope, hash_secret, new_token
+from service.actions.tokens import create_token
+from service.auth import Scope
 from service.commands.children import Children
 from service.commands.errors import CommandError
 from service.commands.signals import stop_event
 from service.settings import Settings, get_settings
-from service.store import Database, TokenRepository, migrate, now
+from service.store import Database, migrate
 
 READY_SECONDS = 60
 POLL_SECONDS = 0.2
 
 # The default comparison with fewer samples: two processes on a laptop's CPU take about a minute for both arms.
 DEMO = ("--name", "demo", "--set", "workload.num_samples=256")
+DEMO_LIFETIME = timedelta(hours=1)
 
 
 @click.command()
@@ -76,14 +78,12 @@ def _submitted(options: Sequence[str], settings: Settings) -> Iterator[None]:
 
 
 def _own_token(settings: Settings) -> str:
-    """A token that is good for as long as the demo may take."""
-    made, database = new_token(), Database(settings.database)
-    with database.write() as session:
-        moment = now(session)
-        until = moment + timedelta(hours=1)
-        TokenRepository(session).add(made.public_id, "demo", Scope.SUBMIT, hash_secret(made.secret), moment, until)
-    database.close()
-    return made.text
+    """A new token that is valid for as long as the demo may take."""
+    database = Database(settings.database)
+    try:
+        return create_token(database, "demo", Scope.SUBMIT, DEMO_LIFETIME).text
+    finally:
+        database.close()
 
 
 def address_of(settings: Settings) -> str:

@@ -8,7 +8,7 @@ from service.contract.adaptive import gradient_sigma, unclipped_num_std
 from service.contract.arm import Arm, Device, Dtype, Kernels, Mode, Provider
 from service.contract.base import plain
 from service.contract.check import SHA, Target, check_verdict, entries_of
-from service.contract.comparison import Comparison, Tolerances
+from service.contract.comparison import ROLES, Comparison, Tolerances
 from service.contract.history import (
     BAD,
     NEWS,
@@ -72,6 +72,7 @@ __all__ = [
     "IMAGE_CHANNELS",
     "NEWS",
     "RECORD_FILE",
+    "ROLES",
     "ROUNDINGS",
     "SHA",
     "SKETCHED",

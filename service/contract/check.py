@@ -36,7 +36,7 @@ def on_commit(comparison: Comparison, suite: str, sha: str) -> Comparison:
     source = f"commit:{sha}"
     arms = {
         role: arm.model_copy(update={"opacus": source if arm.opacus == "installed" else arm.opacus})
-        for role, arm in (("reference", comparison.reference), ("candidate", comparison.candidate))
+        for role, arm in comparison.arms.items()
     }
     name = f"{suite}/{comparison.name}"[:200]
     return comparison.model_copy(update={**arms, "name": name})

@@ -10,6 +10,9 @@ from service.contract.base import StrictModel
 from service.contract.limits import DEFAULTS, GRAD_NORM_FACTOR
 from service.contract.workload import Workload
 
+# The two arms that a comparison names, in the order in which they are shown.
+ROLES = ("reference", "candidate")
+
 
 class Tolerances(StrictModel):
     """Largest difference allowed per metric. What is left out follows from `loss` and the dtypes.
@@ -62,12 +65,17 @@ class Comparison(StrictModel):
         return self
 
     @property
+    def arms(self) -> dict[str, Arm]:
+        """The two arms by role, the reference first."""
+        return {role: getattr(self, role) for role in ROLES}
+
+    @property
     def limits(self) -> Tolerances:
         """The tolerances with every default filled in; all 0 if `bitwise`."""
         if self.bitwise:
             return Tolerances(**dict.fromkeys(Tolerances.model_fields, 0.0))
         given = self.tolerances
-        arms = [DEFAULTS[arm.dtype] for arm in (self.reference, self.candidate)]
+        arms = [DEFAULTS[arm.dtype] for arm in self.arms.values()]
         loss = max(arm.loss for arm in arms) if given.loss is None else given.loss
         defaults = {"loss": loss, "grad_norm": GRAD_NORM_FACTOR * loss, "parameter_norm": loss}
         for name in ("sample", "gradient", "noise", "update"):

@@ -15,6 +15,7 @@ from service.contract import Rules
 from service.github.payloads import read, repository_of
 from service.github.signature import is_signed, read_secrets
 from service.store import DeliveryRepository, now
+from service.validation import first_error
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(401, 404, 413, 422, 503))
@@ -50,9 +51,7 @@ def github(
     try:
         found = read(event, delivery, payload)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Refused(422, f"not the payload of {event}: {where}: {first['msg']}") from None
+        raise Refused(422, f"not the payload of {event}: {first_error(error)}") from None
     if isinstance(found, str):
         return DeliveryResponse(delivery=delivery, outcome=found)
     try:

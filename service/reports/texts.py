@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.contract import Transition, Verdict
-from service.store import AttemptRow, AttemptState, CheckEntryRow, CheckRow, ComparisonRow, Status
+from service.store import CheckEntryRow, CheckRow, Status
 
 GLYPHS = {"passed": "✅", "failed": "❌", "error": "⚠️", "unsupported": "∅", "cancelled": "⏹️"}
 CONCLUSIONS = {
@@ -105,12 +105,6 @@ def summary(check: CheckRow, public_url: str) -> str:
     return _cut("\n\n".join(parts))
 
 
-def deciding(comparison: ComparisonRow) -> AttemptRow | None:
-    """The attempt that the verdict comes from."""
-    finished = [attempt for attempt in comparison.attempts if attempt.state == AttemptState.FINISHED]
-    return finished[-1] if finished else None
-
-
 def code(text: str) -> str:
     """Text as a code span on one line, whatever is in it."""
     line = " ".join(text.split())
@@ -138,12 +132,11 @@ def _details(entry: CheckEntryRow) -> str:
     lines = [f"**{code(entry.name)}** {comparison.verdict}"]
     if comparison.error:
         lines.append(f"- {code(comparison.error)}")
-    attempt = deciding(comparison)
-    for finding in attempt.findings if attempt else []:
+    for finding in comparison.findings:
         place = {"step": finding.step, "parameter": finding.parameter, "rank": finding.rank}
         where = ", ".join(f"{key} {value}" for key, value in place.items() if value is not None)
         lines.append(f"- {code(finding.message)}{f' at {code(where)}' if where else ''}")
-    for gate in attempt.gates if attempt else []:
+    for gate in comparison.gates:
         if not gate.passed:
             observed = "nothing" if gate.observed is None else f"{gate.observed:.3g}"
             lines.append(f"- gate {code(gate.metric)} ({gate.subject}): observed {observed}, limit {gate.limit:.3g}")
@@ -156,8 +149,7 @@ def _images(check: CheckRow, public_url: str) -> dict[str, Any]:
         return {}
     ordered = sorted(check.entries, key=lambda entry: entry.comparison.verdict != Verdict.FAILED)
     for entry in ordered:
-        attempt = deciding(entry.comparison)
-        names = {artifact.name for artifact in attempt.artifacts} if attempt else set()
+        names = {artifact.name for artifact in entry.comparison.artifacts}
         for name in PICTURES:
             if name in names:
                 address = f"{public_url.rstrip('/')}/api/v1/comparisons/{entry.comparison.public_id}/plots/{name}"

@@ -16,7 +16,7 @@ from service.store.deliveries import Delivery, DeliveryRepository
 from service.store.history import Finished, HistoryRepository
 from service.store.host_models import AgentRow, AgentState, HostRow, ReservationRow
 from service.store.hosts import Host, HostRepository, HostStatus, Node, NoHosts
-from service.store.logs import LogRepository
+from service.store.logs import LOG_PAGE, LogRepository
 from service.store.migrate import downgrade, is_current, migrate
 from service.store.models import (
     ArmRow,
@@ -29,6 +29,7 @@ from service.store.models import (
     Status,
     TokenRow,
     WebSessionRow,
+    deciding,
 )
 from service.store.pruning import PruneRepository
 from service.store.reports import Report, ReportRepository
@@ -36,6 +37,7 @@ from service.store.results import ArmResult, Artifact, AttemptResult, one_line
 from service.store.statistics import Statistics, statistics
 
 __all__ = [
+    "LOG_PAGE",
     "NOTED_EVERY",
     "AgentEnd",
     "AgentRepository",
@@ -92,6 +94,7 @@ __all__ = [
     "WebSessionRepository",
     "WebSessionRow",
     "branch_suite_of",
+    "deciding",
     "downgrade",
     "is_current",
     "migrate",

@@ -82,6 +82,7 @@ class CheckRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     entries: Mapped[list["CheckEntryRow"]] = relationship(order_by="CheckEntryRow.position")
+    reports: Mapped[list["ReportRow"]] = relationship(order_by="ReportRow.id", viewonly=True)
 
 
 class CheckEntryRow(Base):

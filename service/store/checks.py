@@ -19,7 +19,7 @@ SUPERSEDED = "superseded by"
 
 @dataclass(frozen=True)
 class BranchSuite:
-    """One line of history: a suite on a branch, or on a pull request into it."""
+    """A suite on a branch, or on one pull request into that branch. Its checks make one history."""
 
     repository: str
     branch: str
@@ -59,11 +59,12 @@ class CheckRepository:
         return row
 
     def get(self, public_id: str) -> CheckRow | None:
-        """One check with its entries' comparisons, and their attempts, gates, findings, artifacts and arms."""
-        return self._session.scalars(_whole(select(CheckRow).where(CheckRow.public_id == public_id))).one_or_none()
+        """One check with its reports and its entries' comparisons, and their attempts, gates, findings and so on."""
+        query = _whole(select(CheckRow).where(CheckRow.public_id == public_id))
+        return self._session.scalars(query.options(selectinload(CheckRow.reports))).one_or_none()
 
     def by_id(self, row_id: int) -> CheckRow | None:
-        """As `get`, by row id."""
+        """As `get`, by row id and without the reports."""
         return self._session.scalars(_whole(select(CheckRow).where(CheckRow.id == row_id))).one_or_none()
 
     def unfinished(self) -> list[CheckRow]:
@@ -94,7 +95,7 @@ class CheckRepository:
         self._session.flush()
 
     def supersede(self, newest: CheckRow, now: datetime) -> list[CheckRow]:
-        """Cancels older checks of the same line that no worker has begun. Those checks."""
+        """Cancels older checks of the same branch and suite that no worker has begun. Returns those checks."""
         older = _of_branch_suite(select(CheckRow), branch_suite_of(newest)).where(
             CheckRow.status == Status.QUEUED.value, CheckRow.id < newest.id
         )
@@ -107,9 +108,9 @@ class CheckRepository:
             self.cancel(row, f"{SUPERSEDED} {newest.sha}", now)
         return rows
 
-    def page(self, line: BranchSuite, *, limit: int, before: int | None = None) -> list[CheckRow]:
-        """At most `limit` checks of a line, newest first, with ids below `before`, and their entries' comparisons."""
-        query = _of_branch_suite(select(CheckRow), line)
+    def page(self, branch_suite: BranchSuite, *, limit: int, before: int | None = None) -> list[CheckRow]:
+        """At most `limit` checks with ids below `before`, newest first, and their entries' comparisons."""
+        query = _of_branch_suite(select(CheckRow), branch_suite)
         if before is not None:
             query = query.where(CheckRow.id < before)
         return list(self._session.scalars(query.order_by(CheckRow.id.desc()).limit(limit).options(*WITH_COMPARISONS)))
@@ -124,7 +125,7 @@ class CheckRepository:
         query = select(CheckRow.sha).where(CheckRow.repository == repository, CheckRow.pull == pull)
         return self._session.scalar(query.order_by(CheckRow.id.desc()).limit(1))
 
-    def lines(self, repository: str | None = None, limit: int = 500) -> list[BranchSuite]:
+    def branch_suites(self, repository: str | None = None, limit: int = 500) -> list[BranchSuite]:
         """Branches with their suites that have checks; pull requests are not among them."""
         query = select(CheckRow.repository, CheckRow.branch, CheckRow.suite).where(CheckRow.pull.is_(None)).distinct()
         if repository is not None:
@@ -147,19 +148,19 @@ class CheckRepository:
 
 
 def branch_suite_of(row: CheckRow) -> BranchSuite:
-    """The line of history that a check belongs to."""
+    """The branch and suite whose history a check belongs to."""
     return BranchSuite(row.repository, row.branch, row.suite, row.pull)
 
 
 WITH_COMPARISONS = (selectinload(CheckRow.entries).joinedload(CheckEntryRow.comparison),)
 
 
-def _of_branch_suite(query: Select[Any], line: BranchSuite) -> Select[Any]:
+def _of_branch_suite(query: Select[Any], branch_suite: BranchSuite) -> Select[Any]:
     return query.where(
-        CheckRow.repository == line.repository,
-        CheckRow.branch == line.branch,
-        CheckRow.suite == line.suite,
-        CheckRow.pull.is_(None) if line.pull is None else CheckRow.pull == line.pull,
+        CheckRow.repository == branch_suite.repository,
+        CheckRow.branch == branch_suite.branch,
+        CheckRow.suite == branch_suite.suite,
+        CheckRow.pull.is_(None) if branch_suite.pull is None else CheckRow.pull == branch_suite.pull,
     )
 
 

@@ -110,8 +110,9 @@ class ComparisonRepository:
         return list(self._session.scalars(query.order_by(ComparisonRow.id.desc()).limit(limit)))
 
     def cancel(self, public_id: str, now: datetime) -> ComparisonRow | None:
-        """Ends a queued comparison, flags a running one, leaves a finished one. Nothing if there is none."""
-        row = self._session.scalar(select(ComparisonRow).where(ComparisonRow.public_id == public_id).with_for_update())
+        """Ends a queued comparison, flags a running one, leaves a finished one. None if there is no such comparison."""
+        query = select(ComparisonRow).where(ComparisonRow.public_id == public_id).with_for_update()
+        row = self._session.scalar(query.options(selectinload(ComparisonRow.rerun_of)))
         if row is None or row.status == Status.FINISHED:
             return row
         row.cancel_requested = True

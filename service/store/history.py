@@ -3,12 +3,13 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.contract import Gate
-from service.store.models import ArmRow, AttemptRow, AttemptState, ComparisonRow, GateRow, Status
+from service.store.models import ArmRow, AttemptRow, ComparisonRow, GateRow, Status, deciding
 
 GATE = [getattr(GateRow, name) for name in Gate.model_fields]
 
@@ -72,8 +73,9 @@ class HistoryRepository:
                 owners[attempt_id].versions[role] = versions
 
     def _deciding(self, comparison_ids: Collection[int]) -> dict[int, int]:
-        """By comparison, the attempt that finished, or else the last one."""
-        query = select(AttemptRow.comparison_id, AttemptRow.id).where(AttemptRow.comparison_id.in_(comparison_ids))
-        # The last one that is named stands: at most one has finished.
-        last = (AttemptRow.state == AttemptState.FINISHED.value, AttemptRow.number)
-        return {owner: attempt_id for owner, attempt_id in self._session.execute(query.order_by(*last))}
+        """By comparison, the id of its deciding attempt."""
+        query = select(AttemptRow.comparison_id, AttemptRow.id, AttemptRow.state)
+        query = query.where(AttemptRow.comparison_id.in_(comparison_ids))
+        attempts = self._session.execute(query.order_by(AttemptRow.comparison_id, AttemptRow.number))
+        chosen = (deciding(list(group)) for _, group in groupby(attempts, key=lambda attempt: attempt.comparison_id))
+        return {attempt.comparison_id: attempt.id for attempt in chosen if attempt is not None}

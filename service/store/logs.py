@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, delete, select
+from sqlalchemy.orm import Session, joinedload
 
 from service.store.models import AttemptRow, LogChunkRow
 
 CHUNK = 32_768
+# Pieces that are read at a time.
+LOG_PAGE = 200
 
 
 class LogRepository:
@@ -33,8 +35,19 @@ class LogRepository:
             middle = (LogChunkRow.position >= kept, LogChunkRow.position < attempt.log_chars - kept)
             self._session.execute(delete(LogChunkRow).where(LogChunkRow.attempt_id == attempt_id, *middle))
 
-    def after(self, comparison_id: int, after: int = 0, limit: int = 200) -> list[LogChunkRow]:
+    def after(self, comparison_id: int, after: int = 0, limit: int = LOG_PAGE) -> list[LogChunkRow]:
         """At most `limit` chunks of all attempts of a comparison with ids above `after`, oldest first."""
-        attempts = select(AttemptRow.id).where(AttemptRow.comparison_id == comparison_id)
-        query = select(LogChunkRow).where(LogChunkRow.attempt_id.in_(attempts), LogChunkRow.id > after)
+        query = _of_comparison(comparison_id).where(LogChunkRow.id > after)
         return list(self._session.scalars(query.order_by(LogChunkRow.id).limit(limit)))
+
+    def last(self, comparison_id: int, limit: int = LOG_PAGE) -> list[LogChunkRow]:
+        """The last `limit` chunks of all attempts of a comparison, oldest first."""
+        query = _of_comparison(comparison_id).order_by(LogChunkRow.id.desc()).limit(limit)
+        return list(reversed(self._session.scalars(query).all()))
+
+
+def _of_comparison(comparison_id: int) -> Select[LogChunkRow]:
+    """Its chunks, each with its attempt."""
+    attempts = select(AttemptRow.id).where(AttemptRow.comparison_id == comparison_id)
+    query = select(LogChunkRow).where(LogChunkRow.attempt_id.in_(attempts))
+    return query.options(joinedload(LogChunkRow.attempt, innerjoin=True))

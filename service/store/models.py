@@ -1,8 +1,9 @@
 """The tables. Every instant is UTC; every enumeration is stored as its value."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Boolean, ForeignKey, Index, MetaData, String, UniqueConstraint, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -80,6 +81,26 @@ class ComparisonRow(Base):
     attempts: Mapped[list["AttemptRow"]] = relationship(back_populates="comparison", order_by="AttemptRow.number")
     rerun_of: Mapped["ComparisonRow | None"] = relationship(remote_side=[id])
 
+    @property
+    def deciding_attempt(self) -> "AttemptRow | None":
+        """The attempt that the verdict comes from; the newest one while none has finished."""
+        return deciding(self.attempts)
+
+    @property
+    def gates(self) -> list["GateRow"]:
+        """Those of the deciding attempt."""
+        return self.deciding_attempt.gates if self.deciding_attempt else []
+
+    @property
+    def findings(self) -> list["FindingRow"]:
+        """Those of the deciding attempt."""
+        return self.deciding_attempt.findings if self.deciding_attempt else []
+
+    @property
+    def artifacts(self) -> list["ArtifactRow"]:
+        """Those of the deciding attempt."""
+        return self.deciding_attempt.artifacts if self.deciding_attempt else []
+
 
 class AttemptRow(Base):
     """One try at a comparison. The token is the fence: a write with one that no longer runs changes no row."""
@@ -117,7 +138,23 @@ class AttemptRow(Base):
     arms: Mapped[list["ArmRow"]] = relationship(order_by="ArmRow.id")
     gates: Mapped[list["GateRow"]] = relationship(order_by="GateRow.position")
     findings: Mapped[list["FindingRow"]] = relationship(order_by="FindingRow.position")
-    artifacts: Mapped[list["ArtifactRow"]] = relationship(order_by="ArtifactRow.name")
+    artifacts: Mapped[list["ArtifactRow"]] = relationship(order_by="ArtifactRow.name", back_populates="attempt")
+
+
+class HasState(Protocol):
+    """An attempt, or the part of its row that was read."""
+
+    @property
+    def state(self) -> str: ...
+
+
+Attempt = TypeVar("Attempt", bound=HasState)
+
+
+def deciding(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Of the attempts at one comparison, oldest first: the one that finished, else the newest, else None."""
+    finished = [attempt for attempt in attempts if attempt.state == AttemptState.FINISHED]
+    return next(reversed(finished or attempts), None)
 
 
 def _attempt_key() -> Mapped[int]:
@@ -194,6 +231,8 @@ class ArtifactRow(Base):
     uri: Mapped[str] = mapped_column(CleanText)
     size: Mapped[int] = mapped_column(BigId)
 
+    attempt: Mapped[AttemptRow] = relationship(back_populates="artifacts")
+
 
 class LogChunkRow(Base):
     """A piece of an attempt's log. `position` counts the characters before it: a gap is what was dropped."""
@@ -206,6 +245,8 @@ class LogChunkRow(Base):
     role: Mapped[str] = mapped_column(String(10))
     position: Mapped[int] = mapped_column(BigId)
     text: Mapped[str] = mapped_column(CleanText)
+
+    attempt: Mapped[AttemptRow] = relationship()
 
 
 class TokenRow(Base):

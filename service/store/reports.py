@@ -96,11 +96,6 @@ class ReportRepository:
             .values(due_at=until)
         )
 
-    def of_check(self, check_id: int) -> list[ReportRow]:
-        """What is told about a check."""
-        query = select(ReportRow).where(ReportRow.check_id == check_id)
-        return list(self._session.scalars(query.order_by(ReportRow.id)))
-
     def _locked(self, row_id: int) -> ReportRow:
         query = select(ReportRow).where(ReportRow.id == row_id).with_for_update()
         return self._session.scalars(query.execution_options(populate_existing=True)).one()

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.contract import Comparison, Suite
+from service.validation import first_error
 
 FOLDER = Path(__file__).parent
 KEYS = {"description", "include", "defaults", "comparison"}
@@ -42,7 +43,7 @@ def _load(path: Path, including: tuple[Path, ...]) -> Suite:
     try:
         return Suite(name=path.stem, description=document.get("description", ""), comparisons=tuple(comparisons))
     except ValidationError as fault:
-        raise SuiteError(f"{path}: {_first(fault)}") from fault
+        raise SuiteError(f"{path}: {first_error(fault)}") from fault
 
 
 def _parse(path: Path) -> Table:
@@ -77,19 +78,13 @@ def _comparison(path: Path, number: int, table: Table) -> Comparison:
         return Comparison.model_validate(table)
     except ValidationError as fault:
         name = table.get("name", f"number {number}")
-        raise SuiteError(f"{path}: comparison {name!r}: {_first(fault)}") from fault
+        raise SuiteError(f"{path}: comparison {name!r}: {first_error(fault)}") from fault
 
 
 def _table(path: Path, key: str, value: Any) -> Table:
     if not isinstance(value, dict):
         raise SuiteError(f"{path}: {key} must be a table")
     return value
-
-
-def _first(fault: ValidationError) -> str:
-    first = fault.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")
 
 
 def merged(below: Table, above: Table) -> Table:

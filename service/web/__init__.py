@@ -1,7 +1,7 @@
-"""The dashboard: pages rendered on the server from what the API answers, one module a page.
+"""The dashboard: HTML pages rendered on the server. Each page is a module in `service.web.pages` and a template.
 
-Everything works without JavaScript but what is live: progress, the log, and a verdict that appears by itself.
-`add_dashboard` puts the pages, their static files and the pages for errors on an app that has the API.
+A page works without JavaScript, except for its live parts: progress, the log, and a verdict that appears by itself.
+`add_dashboard` adds the pages, their static files and the error pages to an app that has the API.
 """
 
 from service.web.dashboard import add_dashboard

@@ -1,25 +1,24 @@
-"""Puts the dashboard on an app."""
+"""Adds the dashboard to an app."""
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from service.web.actions import router as actions_router
-from service.web.checks import router as checks_router
-from service.web.comparison import router as comparison_router
-from service.web.docs import router as docs_router
+from service.web import pages
 from service.web.errors import add_error_pages
-from service.web.listing import router as listing_router
-from service.web.login import router as login_router
 
 STATIC = Path(__file__).parent / "static"
 
 
 def add_dashboard(app: FastAPI) -> None:
-    """Adds pages, actions and static files. To be called after the handlers of the API's errors were added."""
-    routers = (listing_router, comparison_router, checks_router, actions_router, login_router, docs_router)
-    for router in routers:
-        app.include_router(router, include_in_schema=False)
+    """Adds the `router` of every module of `service.web.pages`, the static files and the error pages.
+
+    The handlers of the API's errors must have been added before.
+    """
+    for module in sorted(found.name for found in iter_modules(pages.__path__)):
+        app.include_router(import_module(f"{pages.__name__}.{module}").router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     add_error_pages(app)

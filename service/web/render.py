@@ -1,4 +1,4 @@
-"""From a template to an answer."""
+"""Renders a template as an HTML response."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from service.web import formatting as words
+from service.web import formatting
 from service.web.visitor import Visitor, set_cookie
 
-# Nothing but our own files, and no inline script or style: a name or a log line can be shown, never run.
+# Only files of this site, and no inline script or style, so that a name or a line of a log is never run as code.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
 
-# Chainable: a document of an older version may lack a field, and its page is shown all the same.
+# ChainableUndefined: a document that an older version stored may lack a field, and its page must still be rendered.
 templates = Environment(
     loader=PackageLoader("service.web"),
     autoescape=True,
@@ -25,20 +25,20 @@ templates = Environment(
     lstrip_blocks=True,
 )
 templates.filters |= {
-    "age": words.age,
-    "count": words.count,
-    "duration": words.duration,
-    "instant": words.instant,
-    "number": words.number,
+    "age": formatting.age,
+    "count": formatting.count,
+    "duration": formatting.duration,
+    "instant": formatting.instant,
+    "number": formatting.number,
 }
 templates.globals |= {
-    "GATES": words.GATES,
-    "GLYPHS": words.GLYPHS,
-    "PLOTS": words.PLOTS,
-    "SUBJECTS": words.SUBJECTS,
-    "arm_text": words.arm_text,
-    "hardware_text": words.hardware_text,
-    "workload_text": words.workload_text,
+    "GATES": formatting.GATES,
+    "GLYPHS": formatting.GLYPHS,
+    "PLOTS": formatting.PLOTS,
+    "SUBJECTS": formatting.SUBJECTS,
+    "arm_text": formatting.arm_text,
+    "hardware_text": formatting.hardware_text,
+    "workload_text": formatting.workload_text,
 }
 
 
@@ -50,7 +50,7 @@ def page(
     headers: Mapping[str, str] | None = None,
     **values: Any,
 ) -> HTMLResponse:
-    """The template as a page that may load nothing from elsewhere. Its forms need to know the `visitor`."""
+    """The template as a page that loads nothing from other sites. Templates with forms need the `visitor`."""
     html = templates.get_template(template).render(visitor=visitor, **values)
     response = HTMLResponse(html, status_code=status_code, headers=HEADERS | dict(headers or {}))
     if visitor is not None and visitor.new:

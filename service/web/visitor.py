@@ -1,4 +1,4 @@
-"""Who looks at a page. One cookie carries a secret: the forms of a page are bound to it, and logging in is too."""
+"""The visitor of a page. One cookie carries a secret; forms are bound to it, and a login session belongs to it."""
 
 import hmac
 import re
@@ -20,7 +20,7 @@ SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
 
 @dataclass(frozen=True)
 class Visitor:
-    """A browser. `secret` is its cookie's; `new` when it has none yet."""
+    """A browser. `secret` is the one in its cookie; `new` says that the browser has no cookie yet."""
 
     caller: Caller
     secret: str
@@ -29,43 +29,52 @@ class Visitor:
 
     @property
     def csrf(self) -> str:
+        """The token that this visitor's forms carry."""
         return csrf_of(self.secret)
 
     @property
     def known(self) -> bool:
-        """Whether somebody is logged in."""
+        """Whether the visitor is logged in."""
         return self.caller.token is not None
 
     @property
     def open(self) -> bool:
-        """Whether nobody has to log in."""
+        """Whether this service needs no login."""
         return self.caller is UNRESTRICTED
 
     @property
     def may_submit(self) -> bool:
+        """Whether the visitor may submit, cancel and rerun."""
         return self.caller.may(Scope.SUBMIT)
 
 
-def identify(request: Request, context: HasContext) -> Visitor:
-    """The visitor. Counts the request."""
+def identify_visitor(request: Request, context: HasContext) -> Visitor:
+    """The visitor. Counts the request.
+
+    Raises:
+        TooMany: the visitor has used up the rate limit.
+    """
     cookie = request.cookies.get(COOKIE, "")
     secret = cookie if SECRET.fullmatch(cookie) else None
     caller = (secret and context.settings.auth_required and context.authenticator.by_session(secret)) or None
     visitor = Visitor(
-        caller or context.authenticator.stranger, secret or new_secret(), secret is None, request.url.scheme == "https"
+        caller or context.authenticator.anonymous,
+        secret or new_secret(),
+        secret is None,
+        request.url.scheme == "https",
     )
     context.limiter.request(visitor.caller.token or address_of(request))
     return visitor
 
 
-HasVisitor = Annotated[Visitor, Depends(identify)]
+HasVisitor = Annotated[Visitor, Depends(identify_visitor)]
 
 
 class LoginNeeded(HTTPException):
-    """Leads to the login page, and from there back to where this was raised."""
+    """Redirects to the login page, which then redirects to the page where this was raised."""
 
     def __init__(self, request: Request) -> None:
-        # A form that was sent cannot be sent again: its answer leads back to the page it is on.
+        # A form cannot be sent again after the login, so a POST leads to the first page.
         back = request.url.path if request.method == "GET" else "/"
         query = f"?{request.url.query}" if request.method == "GET" and request.url.query else ""
         where = f"/login?{urlencode({'next': back + query})}"
@@ -73,7 +82,11 @@ class LoginNeeded(HTTPException):
 
 
 def reader(request: Request, visitor: HasVisitor) -> Visitor:
-    """A visitor who may look."""
+    """A visitor who may look.
+
+    Raises:
+        LoginNeeded: the visitor has to log in for that.
+    """
     if not visitor.caller.may(Scope.READ):
         raise LoginNeeded(request)
     return visitor
@@ -83,7 +96,11 @@ Reader = Annotated[Visitor, Depends(reader)]
 
 
 def genuine(request: Request, visitor: HasVisitor, csrf: Annotated[str, Form()] = "") -> Visitor:
-    """A visitor who sent a form of a page that was made for them."""
+    """A visitor who sent a form from a page that was rendered for them.
+
+    Raises:
+        Refused: 403, the form comes from another site or another visitor.
+    """
     refuse_other_sites(request)
     if not hmac.compare_digest(csrf.encode(), visitor.csrf.encode()):
         raise Refused(403, "this form is not of a page that was made for you: load the page again")
@@ -94,7 +111,12 @@ Genuine = Annotated[Visitor, Depends(genuine)]
 
 
 def submitter(request: Request, visitor: Genuine) -> Visitor:
-    """A visitor who pressed a button and may."""
+    """A visitor who sent a form and has the scope `submit`.
+
+    Raises:
+        Refused: 403, the visitor's token has a smaller scope.
+        LoginNeeded: the visitor has to log in for that.
+    """
     if not visitor.may_submit:
         if visitor.known:
             raise Refused(403, "your token may only look: this needs one with the scope submit")
@@ -102,10 +124,7 @@ def submitter(request: Request, visitor: Genuine) -> Visitor:
     return visitor
 
 
-Submitter = Annotated[Visitor, Depends(submitter)]
-
-
 def set_cookie(response: Response, secret: str, secure: bool) -> None:
-    """Hands the secret to the browser, to no script of it, until it is closed."""
-    # Lax: whoever follows a link from elsewhere is still logged in; forms are held by their token.
+    """Sets the cookie with the secret. Scripts cannot read it; it is gone when the browser is closed."""
+    # Lax: a visitor who follows a link from another site is still logged in. Forms are protected by their CSRF token.
     response.set_cookie(COOKIE, secret, httponly=True, samesite="lax", secure=secure)

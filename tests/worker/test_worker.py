@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from service.actions.submit import submit
+from service.actions.comparisons import submit
 from service.contract import Mode
 from service.queue import Notifier, Sweeper
 from service.settings import Settings

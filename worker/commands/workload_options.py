@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from service.contract import Arm, Comparison, Mode, ModelSpec, Tolerances, Workload
+from service.validation import message_of
 
 Command = Callable[..., Any]
 
@@ -124,4 +125,4 @@ def _checked(make: Callable[[], T]) -> T:
         first = fault.errors()[0]
         names = ["tolerance" if part == "loss" else str(part).replace("_", "-") for part in first["loc"][-1:]]
         where = "".join(f"--{name}: " for name in names)
-        raise click.UsageError(where + first["msg"].removeprefix("Value error, ")) from fault
+        raise click.UsageError(where + message_of(first)) from fault

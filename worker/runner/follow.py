@@ -11,6 +11,7 @@ from typing import Annotated, Protocol
 from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
+from service.validation import message_of
 from worker.checkout import Source
 from worker.launch import Launcher, LaunchError
 from worker.launch.files import content, opened
@@ -170,7 +171,7 @@ def run_arm(
             error = None if status == 0 and reader.record.end else _error(folder, status, spec)
             error = error or _wrong_source(reader.record, source)
     except (ValidationError, LineTooLong) as fault:
-        why = fault.errors()[0]["msg"] if isinstance(fault, ValidationError) else fault
+        why = message_of(fault.errors()[0]) if isinstance(fault, ValidationError) else fault
         message = f"the record cannot be read: {why}"
         error = ArmError(kind=ErrorKind.CRASH, message=message)
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from service.api.mappers import to_cursor
+from service.api.pagination import to_cursor
 from service.settings import Settings
 from service.store import ComparisonRow, Database, migrate
 from tests.benchmarks.service.client import Client, Request

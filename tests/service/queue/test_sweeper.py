@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.actions.submit import submit
+from service.actions.comparisons import submit
 from service.queue import Notifier, Sweeper, SweepResult
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonRepository, Status, now

@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.actions.submit import submit
+from service.actions.comparisons import submit
 from service.app import create_app
 from service.contract import Verdict
 from service.queue import Notifier

@@ -23,12 +23,12 @@ from service.store import (
     ArmProgress,
     ArmResult,
     Artifact,
+    AttemptProgress,
     AttemptRepository,
     AttemptResult,
     Claim,
     Database,
     LogRepository,
-    Progress,
     now,
 )
 
@@ -135,7 +135,7 @@ class Conductor:
 
     def beat(self, claim: Claim, phase: str, step: int = 0, log: str = "", role: str = "reference") -> bool | None:
         """A heartbeat with progress and new log. Whether a cancel was asked for."""
-        progress = Progress(phase, {role: ArmProgress(step, start_of())})
+        progress = AttemptProgress(phase, {role: ArmProgress(step, start_of())})
         with self.database.write() as session:
             asked = AttemptRepository(session).heartbeat(claim.token, now(session), LEASE, progress)
             if log:

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 from sqlalchemy import make_url
 
-from service.actions.submit import submit
+from service.actions.comparisons import submit
 from service.contract import Arm, Comparison, Device, Kernels, Mode
 from service.queue import Notifier, Sweeper
 from service.settings import Settings

@@ -1,10 +1,11 @@
-"""Submitting: one row for one request, however often and from however many threads it comes."""
+"""Submit, rerun and cancel: one row for one request, however often and from however many threads it comes."""
 
 import threading
 
 import pytest
 
-from service.actions.submit import IdempotencyConflict, submit
+from service.actions.comparisons import cancel, rerun, submit
+from service.actions.errors import AlreadyFinished, IdempotencyConflict, InvalidField, NotFound
 from service.queue import Notifier
 from service.settings import Settings
 from service.store import ComparisonFilter, ComparisonRepository, Database
@@ -68,3 +69,34 @@ def test_a_dead_broker_does_not_fail_the_request(tmp_path, database_url) -> None
     assert submit(database, Notifier(settings), settings, tiny()).created
     assert [row.status for row in rows(database)] == ["queued"]
     database.close()
+
+
+def test_a_rerun_names_the_first_comparison_and_reuses_no_arm(database, notifier, settings) -> None:
+    first = submit(database, notifier, settings, tiny("a")).row
+    again = rerun(database, notifier, settings, first.public_id).row
+    assert (again.name, again.rerun_of.public_id) == ("a", first.public_id)
+    assert (first.document["reuse"], again.document["reuse"]) == (True, False)
+    with pytest.raises(NotFound, match="there is no comparison cmp_none"):
+        rerun(database, notifier, settings, "cmp_none")
+
+
+def test_a_finished_comparison_cannot_be_cancelled_and_a_cancelled_one_stays_cancelled(
+    database, notifier, settings, finish
+) -> None:
+    queued, finished = (submit(database, notifier, settings, tiny()).row.public_id for _ in range(2))
+    finish(finished)
+    assert [cancel(database, queued).verdict for _ in range(2)] == ["cancelled", "cancelled"]
+    with pytest.raises(AlreadyFinished, match="the comparison is finished: failed"):
+        cancel(database, finished)
+    with pytest.raises(NotFound):
+        cancel(database, "cmp_none")
+
+
+def test_code_from_a_folder_needs_the_setting(database, notifier, settings) -> None:
+    comparison = tiny()
+    folder = comparison.model_copy(update={"candidate": comparison.candidate.model_copy(update={"opacus": "path:/x"})})
+    with pytest.raises(InvalidField) as refused:
+        submit(database, notifier, settings, folder)
+    assert refused.value.field == "candidate.opacus"
+    allowed = settings.model_copy(update={"allow_opacus_paths": True})
+    assert submit(database, notifier, allowed, folder).created

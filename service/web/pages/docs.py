@@ -1,4 +1,4 @@
-"""`/docs`: the API's reference, by Swagger UI."""
+"""`/docs`: the reference of the API, rendered by Swagger UI."""
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -7,8 +7,8 @@ from service.web.render import templates
 
 router = APIRouter()
 
-# The page's scripts act with the rights of whoever is logged in: they are those that were pinned by their hash in the
-# template, or none.
+# Scripts of this page act with the rights of the visitor, so the template names the hash of each: a browser runs no
+# other file that the CDN may serve.
 CDN = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0"
 POLICY = (
     f"default-src 'none'; script-src 'self' {CDN}/; style-src {CDN}/ 'unsafe-inline'; img-src 'self' data:; "
@@ -18,6 +18,6 @@ POLICY = (
 
 @router.get("/docs", response_class=HTMLResponse)
 def docs() -> HTMLResponse:
-    """The same for everybody: what the API is, is no secret."""
+    """The page. It is open to all: the description of the API is no secret."""
     html = templates.get_template("docs.html").render(CDN=CDN)
     return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})

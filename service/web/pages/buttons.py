@@ -1,10 +1,12 @@
-"""What the buttons do. Each does what the API does, then leads to a page."""
+"""The buttons: each calls an action, then redirects to the page of a comparison."""
+
+from contextlib import suppress
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import RedirectResponse
 
-from service.api import comparisons as api
-from service.api.problems import Refused
+from service.actions import comparisons as actions
+from service.actions.errors import AlreadyFinished
 from service.context import HasContext
 from service.contract import Comparison
 from service.web.visitor import submitter
@@ -15,24 +17,23 @@ router = APIRouter(dependencies=[Depends(submitter)])
 @router.post("/comparisons")
 def submit_default(context: HasContext) -> RedirectResponse:
     """Queues the comparison with every default."""
-    return _to(api.queue(context, Comparison()).row.public_id)
+    submitted = actions.submit(context.database, context.batcher, context.settings, Comparison())
+    return _to(submitted.row.public_id)
 
 
 @router.post("/comparisons/{public_id}/cancel")
 def cancel(public_id: str, context: HasContext) -> RedirectResponse:
-    """Cancels; a comparison that finished in the meantime is shown as it is."""
-    try:
-        api.cancel(public_id, context)
-    except Refused as refused:
-        if refused.status_code != 409:
-            raise
+    """Cancels a comparison. One that has finished meanwhile is shown as it is."""
+    with suppress(AlreadyFinished):
+        actions.cancel(context.database, public_id)
     return _to(public_id)
 
 
 @router.post("/comparisons/{public_id}/rerun")
 def rerun(public_id: str, context: HasContext) -> RedirectResponse:
-    """Queues the same comparison again and leads to the new one."""
-    return _to(api.queue_again(context, public_id).row.public_id)
+    """Queues the same comparison again and redirects to the new one."""
+    submitted = actions.rerun(context.database, context.batcher, context.settings, public_id)
+    return _to(submitted.row.public_id)
 
 
 def _to(public_id: str) -> RedirectResponse:

@@ -16,8 +16,8 @@ router = APIRouter()
 
 @router.get("/login", response_class=HTMLResponse)
 def login_page(visitor: HasVisitor, next: str = "/") -> Response:
-    """The page that asks for a token."""
-    return RedirectResponse(_local(next), 303) if visitor.open else _ask(visitor, next)
+    """The page with the login form; where no login is needed, a redirect to `next`."""
+    return RedirectResponse(_local(next), 303) if visitor.open else _login_form(visitor, next)
 
 
 @router.post("/login", response_class=HTMLResponse)
@@ -28,11 +28,11 @@ def login(
     token: Annotated[str, Form()] = "",
     next: Annotated[str, Form()] = "/",
 ) -> Response:
-    """Begins a session for whoever has a token."""
+    """Begins a session for a visitor with a token."""
     caller = by_token(context, address_of(request), token.strip())
     if caller is None:
-        return _ask(visitor, next, wrong=True)
-    # A new secret: the one before may have been planted by somebody who would then be logged in with us.
+        return _login_form(visitor, next, wrong=True)
+    # A new secret: an attacker who planted the old one would be logged in with this visitor.
     secret = new_secret()
     context.authenticator.log_in(caller, secret)
     response = RedirectResponse(_local(next), 303)
@@ -49,11 +49,11 @@ def logout(context: HasContext, visitor: Genuine) -> RedirectResponse:
     return response
 
 
-def _ask(visitor: Visitor, next: str, *, wrong: bool = False) -> HTMLResponse:
+def _login_form(visitor: Visitor, next: str, *, wrong: bool = False) -> HTMLResponse:
     return page("login.html", visitor=visitor, status_code=401 if wrong else 200, next=_local(next), wrong=wrong)
 
 
 def _local(path: str) -> str:
-    """The path if it is one of this site, else that of the first page: no link leads from here to elsewhere."""
-    ours = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
-    return path if ours else "/"
+    """The path if it is one of this site, else `/`: a login link must not lead to another site."""
+    is_local = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if is_local else "/"

@@ -1,19 +1,16 @@
-"""`/comparisons/{id}`: one comparison: verdict, gates, arms, plots, log and the history of its definition."""
+"""`/comparisons/{id}`: the verdict, gates, arms, plots and log of one comparison, and the history of its definition."""
 
 import math
-from collections import deque
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
-from sqlalchemy.orm import Session
 
-from service.api.mappers import detail, log_chunk
-from service.api.problems import not_found
+from service.actions.errors import found
 from service.api.schemas import ComparisonDetail, LogChunk
 from service.context import HasContext
-from service.contract import Gate
-from service.store import ComparisonRepository, ComparisonRow, HistoryRepository, LogRepository, now
+from service.contract import ROLES, Gate
+from service.store import ComparisonRepository, HistoryRepository, LogRepository, deciding, now
 from service.web.formatting import SUBJECTS, arm_text
 from service.web.render import page
 from service.web.visitor import Reader
@@ -21,21 +18,17 @@ from service.web.visitor import Reader
 router = APIRouter()
 
 HISTORY = 40
-LOG_PAGE = 200
-ROLES = ("reference", "candidate")
 
 
 @router.get("/comparisons/{public_id}", response_class=HTMLResponse)
 def comparison(public_id: str, context: HasContext, visitor: Reader) -> HTMLResponse:
     """The page of one comparison."""
     with context.database.read() as session:
-        comparisons = ComparisonRepository(session)
-        row = comparisons.get(public_id)
-        if row is None:
-            raise not_found(public_id)
+        row = found(ComparisonRepository(session).get(public_id), "comparison", public_id)
         moment = now(session)
         history = HistoryRepository(session).page(row.definition, limit=HISTORY)
-        shown, chunks = detail(row), _end_of_log(session, row)
+        shown = ComparisonDetail.of(row)
+        chunks = [LogChunk.of(chunk) for chunk in LogRepository(session).last(row.id)]
     arms = _arms(shown)
     return page(
         "comparison.html",
@@ -55,14 +48,13 @@ def comparison(public_id: str, context: HasContext, visitor: Reader) -> HTMLResp
 
 
 def _arms(shown: ComparisonDetail) -> list[dict[str, Any]]:
-    """What was asked of each arm and what its record says, reference first."""
-    decided = [attempt for attempt in shown.attempts if attempt.verdict] or shown.attempts
-    ran = {arm.role: arm for arm in decided[-1].arms} if decided else {}
-    asked_of = {role: shown.comparison.get(role, {}) for role in ROLES}
-    # Beside the two that are compared: the candidate once more, and an oracle, which nobody describes.
-    asked_of |= {role: asked for role, asked in _checks(shown).items() if role in ran}
+    """Each arm as it was submitted and as its record describes it, the reference first."""
+    attempt = deciding(shown.attempts)
+    ran = {arm.role: arm for arm in attempt.arms} if attempt else {}
+    submitted = {role: shown.comparison.get(role, {}) for role in ROLES}
+    submitted |= {role: arm for role, arm in _further_arms(shown).items() if role in ran}
     arms = []
-    for role, asked in asked_of.items():
+    for role, asked in submitted.items():
         record = ran.get(role)
         start = (record.start if record else None) or {}
         arms.append(
@@ -79,14 +71,15 @@ def _arms(shown: ComparisonDetail) -> list[dict[str, Any]]:
     return arms
 
 
-def _checks(shown: ComparisonDetail) -> dict[str, dict[str, Any]]:
+def _further_arms(shown: ComparisonDetail) -> dict[str, dict[str, Any]]:
+    """The arms that the runner adds to the two submitted ones: the oracle, and the candidate once more."""
     device = shown.comparison.get("reference", {}).get("device")
     oracle = {"mode": "oracle", "dtype": "float64", "device": device}
     return {"oracle": oracle, "repeat": shown.comparison.get("candidate", {})}
 
 
 def _by_subject(gates: list[Gate]) -> dict[str, list[Gate]]:
-    """Failed gates first, and first the subjects that have one."""
+    """The gates by subject: subjects with a failed gate first, and within a subject the failed gates first."""
     grouped = {
         subject: sorted((gate for gate in gates if gate.subject.value == subject), key=lambda gate: gate.passed)
         for subject in SUBJECTS
@@ -105,14 +98,3 @@ def _share(gate: Gate) -> str:
     if share > 1:
         return f"{share:.2g} × limit"
     return f"{share:.1%} of limit" if share >= 0.001 else "< 0.1% of limit"
-
-
-def _end_of_log(session: Session, row: ComparisonRow) -> list[LogChunk]:
-    """The last pieces of the log, oldest first."""
-    numbers = {attempt.id: attempt.number for attempt in row.attempts}
-    logs, after = LogRepository(session), 0
-    last: deque[LogChunk] = deque(maxlen=LOG_PAGE)
-    while found := logs.after(row.id, after, LOG_PAGE):
-        last.extend(log_chunk(chunk, numbers[chunk.attempt_id]) for chunk in found)
-        after = found[-1].id
-    return list(last)
