@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.checks.lifecycle import settle
 from service.checks.planner import CheckPlanner
+from service.github.client import GitHub
 from service.queue import Notifier
 from service.reports.sender import Reporter
 from service.settings import Settings
@@ -28,7 +29,8 @@ class Reconciler:
     """Looks after checks. Several at once are harmless: the database says who does what."""
 
     def __init__(self, database: Database, notifier: Notifier, settings: Settings) -> None:
-        self._planner = CheckPlanner(database, notifier, settings)
+        host = GitHub(settings) if settings.speaks_to_github else None
+        self._planner = CheckPlanner(database, notifier, settings, host)
         self._reporter = Reporter(database, settings)
         self._database, self._settings = database, settings
 

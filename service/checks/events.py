@@ -16,7 +16,7 @@ class Pushed(StrictModel):
 
 
 class Proposed(StrictModel):
-    """A pull request has a head that was not seen before. `fork`: it may come from anyone."""
+    """A pull request has a head that was not seen before. `fork`: the head lies in another repository."""
 
     kind: Literal["pull"] = "pull"
     fork: bool
@@ -25,13 +25,17 @@ class Proposed(StrictModel):
 
 
 class Approved(StrictModel):
-    """Somebody says that this head of a pull request may run. The label's name, or what GitHub says of the user."""
+    """A user asks, by a comment or by putting on `label`, that this head of a pull request runs.
+
+    Whether the user may is asked of the code host when the delivery is planned. `association` is what older versions
+    stored of the payload; it decides nothing.
+    """
 
     kind: Literal["approval"] = "approval"
     sha: str
     login: str
     label: str | None = None
-    association: str = "NONE"
+    association: str = Field("NONE", exclude=True)
 
 
 Event = Pushed | Proposed | Approved
@@ -39,5 +43,5 @@ _event: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 
 
 def event_of(document: dict[str, Any]) -> Event:
-    """What a remembered delivery says."""
+    """The event in the document of a stored delivery."""
     return _event.validate_python(document)

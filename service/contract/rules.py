@@ -50,13 +50,9 @@ class Rules(StrictModel):
     """A rules file: one repository, whose commits the service fetches from `opacus_remote`."""
 
     repository: str = Field(max_length=200, pattern=REPOSITORY, description="owner/name; all others are ignored")
-    maintainers: tuple[str, ...] = Field((), description="Logins that may approve, whatever GitHub says they are")
+    maintainers: tuple[str, ...] = Field((), description="Read and ignored: the permission on the repository decides")
     associations: frozenset[str] = Field(
-        frozenset({"OWNER", "MEMBER", "COLLABORATOR"}), description="What GitHub says of those who may approve"
+        frozenset(), description="Read and ignored: the permission on the repository decides"
     )
     label: str | None = Field(None, min_length=1, description="A label that approves the commit it is put on")
     rules: tuple[Rule, ...] = Field(min_length=1, alias="rule")
-
-    def may_approve(self, login: str, association: str) -> bool:
-        """Whether a comment by this user has code run."""
-        return association in self.associations or login.lower() in {name.lower() for name in self.maintainers}

@@ -14,26 +14,18 @@ from github import Auth, Consts, Github, GithubException, GithubIntegration, Unk
 from github.IssueComment import IssueComment
 from github.Repository import Repository
 
+from service.checks.approvals import CodeHostError
 from service.settings import Settings
 
 TIMEOUT = 15
 
 
-class Undelivered(Exception):
-    """The other side did not take it; one line that says why.
-
-    `wait`: seconds that it asked to be left alone for, everything that goes there included; None if it said nothing.
-    `refused`: it understood and will not have this one, so that trying again is of little use.
-    """
-
-    def __init__(self, message: str, *, wait: float | None = None, refused: bool = False) -> None:
-        super().__init__(message)
-        self.wait = wait
-        self.refused = refused
+class Undelivered(CodeHostError):
+    """A request to GitHub, or a notification to a subscriber, failed; one line that says why."""
 
 
 class GitHub:
-    """One credential. Every method raises Undelivered when GitHub does not do what it is asked."""
+    """GitHub's API with one credential. Every method raises Undelivered when a request fails."""
 
     def __init__(self, settings: Settings) -> None:
         self._options: dict[str, Any] = {
@@ -53,12 +45,32 @@ class GitHub:
         """Whether it may make check runs."""
         return bool(self._app_id)
 
+    def permission(self, repository: str, login: str) -> str:
+        """The permission of a user on a repository: `admin`, `write`, `read` or `none`."""
+        with self._translated():
+            try:
+                return str(self._repository(repository).get_collaborator_permission(login))
+            except (KeyError, TypeError) as error:
+                raise Undelivered(f"GitHub's answer names no permission of {login}", wait=self._pause) from error
+
+    def own_login(self, repository: str) -> str | None:
+        """The login of the token's account; None for an App, whose login is that of a bot."""
+        if self.is_app:
+            return None
+        with self._translated():
+            return str(self._client(repository).get_user().login)
+
+    def head_of_pull(self, repository: str, pull: int) -> str:
+        """The commit that is the head of a pull request now."""
+        with self._translated():
+            return str(self._repository(repository).get_pull(pull).head.sha)
+
     def put_check_run(self, repository: str, sha: str, known: str | None, values: dict[str, Any]) -> str:
-        """Makes the check run, or edits the one with the same `external_id` or the id `known`. Its id."""
+        """Creates the check run, or edits the one with the same `external_id` or the id `known`. Returns its id."""
         with self._translated():
             there = self._repository(repository)
             if known is None:
-                # Made before, by somebody who did not live to note it down.
+                # A process may have created it and ended before it stored the id.
                 runs = there.get_commit(sha).get_check_runs(check_name=values["name"])
                 found = next((run for run in runs if run.external_id == values["external_id"]), None)
                 run = found or there.create_check_run(head_sha=sha, **values)
@@ -70,16 +82,16 @@ class GitHub:
             return str(run.id)
 
     def put_status(self, repository: str, sha: str, values: dict[str, str]) -> str:
-        """Sets the commit status of a context; a later one replaces it. Its id."""
+        """Sets the commit status of a context; a later one replaces it. Returns its id."""
         with self._translated():
             return str(self._repository(repository).get_commit(sha).create_status(**values).id)
 
     def put_comment(self, repository: str, pull: int, known: str | None, marker: str, body: str) -> str:
-        """Writes the comment that carries the marker, or edits it. Its id."""
+        """Creates the comment that contains the marker, or edits it. Returns its id."""
         with self._translated():
             issue = self._repository(repository).get_issue(pull)
             if known is None:
-                # Anyone can write the marker, and an App may edit anyone's comment.
+                # Any user can write the marker, and an App may edit every comment.
                 found = next(
                     (
                         one
@@ -100,14 +112,14 @@ class GitHub:
         try:
             yield
         except GithubException as error:
-            said = f"GitHub answered {error.status}: {error.message or (error.data or {}).get('message', '')}"
+            message = f"GitHub answered {error.status}: {error.message or (error.data or {}).get('message', '')}"
             if error.status in (401, 404):
-                # The App may have been installed anew, or the token's file replaced.
+                # The App may have been installed again, or the token's file replaced: authenticate anew.
                 self._clients.clear()
             refused = isinstance(error, UnknownObjectException) or error.status in (410, 422)
-            raise Undelivered(said, wait=_asked_to_wait(error), refused=refused) from error
+            raise Undelivered(message, wait=_asked_to_wait(error), refused=refused) from error
         except requests.RequestException as error:
-            # Others would time out as well, one after another.
+            # Every other request would time out as well, one after another.
             raise Undelivered(f"GitHub cannot be reached: {error}", wait=self._pause) from error
 
     def _repository(self, name: str) -> Repository:
@@ -121,7 +133,7 @@ class GitHub:
     def _wrote(self, repository: str, comment: IssueComment) -> bool:
         if self.is_app:
             return comment.user.type == "Bot"
-        return comment.user.login == self._client(repository).get_user().login
+        return bool(comment.user.login == self._client(repository).get_user().login)
 
     def _auth(self, name: str) -> Auth.Auth:
         if not self.is_app:

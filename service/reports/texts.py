@@ -82,8 +82,9 @@ def comment(repository: str, pull: int, sha: str, checks: Sequence[CheckRow], wa
     parts = [marker(repository, pull), f"### Clipwatch on {sha}"]
     if waits:
         parts.append(
-            "This commit waits: a maintainer who has read it has it checked by commenting exactly\n\n"
-            f"```\n/clipwatch run {sha}\n```\n\nA commit that is pushed afterwards waits again."
+            # Within a sentence: the comment itself must not read as the command that it explains.
+            f"This commit waits. A person with write permission who has read it starts its checks with a comment that "
+            f"has `/clipwatch run {sha}` on a line of its own. A commit that is pushed afterwards waits again."
         )
     for check in checks:
         verdict = check.verdict or check.status

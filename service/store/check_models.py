@@ -12,10 +12,14 @@ from service.store.types import BigId, CleanText, Json, UtcDateTime
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery is on its way. `waiting` is a pull request that no maintainer has approved yet."""
+    """How far a delivery is. `waiting`: a pull request that nobody with write permission has approved yet.
+
+    `deferred`: an approval about which the code host could not be asked; it is asked again later.
+    """
 
     RECEIVED = "received"
     WAITING = "waiting"
+    DEFERRED = "deferred"
     DONE = "done"
 
 

@@ -96,17 +96,13 @@ class CheckRepository:
 
     def supersede(self, newest: CheckRow, now: datetime) -> list[CheckRow]:
         """Cancels older checks of the same branch and suite that no worker has begun. Returns those checks."""
-        older = _of_branch_suite(select(CheckRow), branch_suite_of(newest)).where(
-            CheckRow.status == Status.QUEUED.value, CheckRow.id < newest.id
-        )
-        rows = [
-            row
-            for row in self._session.scalars(older.options(*WITH_COMPARISONS))
-            if row.sha != newest.sha and all(entry.comparison.status == Status.QUEUED for entry in row.entries)
-        ]
-        for row in rows:
-            self.cancel(row, f"{SUPERSEDED} {newest.sha}", now)
-        return rows
+        older = _of_branch_suite(select(CheckRow), branch_suite_of(newest)).where(CheckRow.id < newest.id)
+        return self._cancel_queued(older, newest.sha, now)
+
+    def supersede_heads(self, repository: str, pull: int, sha: str, now: datetime) -> list[CheckRow]:
+        """Cancels checks of other heads of a pull request that no worker has begun. Returns those checks."""
+        other = select(CheckRow).where(CheckRow.repository == repository, CheckRow.pull == pull)
+        return self._cancel_queued(other, sha, now)
 
     def page(self, branch_suite: BranchSuite, *, limit: int, before: int | None = None) -> list[CheckRow]:
         """At most `limit` checks with ids below `before`, newest first, and their entries' comparisons."""
@@ -136,6 +132,18 @@ class CheckRepository:
     def newest(self, limit: int = 1) -> list[CheckRow]:
         """The newest checks of all, pull requests too."""
         return list(self._session.scalars(select(CheckRow).order_by(CheckRow.id.desc()).limit(limit)))
+
+    def _cancel_queued(self, query: Select[Any], sha: str, now: datetime) -> list[CheckRow]:
+        """Cancels the checks of a query that are of another commit and that no worker has begun."""
+        queued = query.where(CheckRow.status == Status.QUEUED.value, CheckRow.sha != sha)
+        rows = [
+            row
+            for row in self._session.scalars(queued.options(*WITH_COMPARISONS))
+            if all(entry.comparison.status == Status.QUEUED for entry in row.entries)
+        ]
+        for row in rows:
+            self.cancel(row, f"{SUPERSEDED} {sha}", now)
+        return rows
 
     def _write(self, row: CheckRow, when: object, **values: object) -> bool:
         written = self._session.execute(

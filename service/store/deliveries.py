@@ -46,6 +46,11 @@ class DeliveryRepository:
         query = select(DeliveryRow).where(DeliveryRow.state == DeliveryState.RECEIVED.value)
         return list(self._session.scalars(query.order_by(DeliveryRow.id).limit(limit)))
 
+    def deferred(self, limit: int = 50) -> list[DeliveryRow]:
+        """Approvals about which the code host could not be asked, the one that was tried least recently first."""
+        query = select(DeliveryRow).where(DeliveryRow.state == DeliveryState.DEFERRED.value)
+        return list(self._session.scalars(query.order_by(DeliveryRow.handled_at, DeliveryRow.id).limit(limit)))
+
     def move(self, row_id: int, before: DeliveryState, after: DeliveryState, outcome: str, now: datetime) -> bool:
         """Compare-and-set of the state. False when somebody else moved it."""
         moved = self._session.execute(

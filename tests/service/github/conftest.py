@@ -28,7 +28,6 @@ SECRET = b"not a secret at all"
 REPOSITORY = "meta-pytorch/opacus"
 RULES = """
 repository = "meta-pytorch/opacus"
-maintainers = ["Friend"]
 label = "run clipwatch"
 
 [[rule]]
@@ -127,6 +126,17 @@ def finish(database):
     return run
 
 
+@pytest.fixture
+def propose(client, github):
+    """A head of a fork's pull request 12, at GitHub and as a delivery."""
+
+    def run(sha: str = A, action: str = "opened") -> None:
+        github.heads[12] = sha
+        deliver(client, "pull_request", pull_request(action, sha))
+
+    return run
+
+
 def outcomes(database) -> list[str]:
     with database.read() as session:
         return [row.outcome for row in session.scalars(select(DeliveryRow).order_by(DeliveryRow.id))]
@@ -175,11 +185,13 @@ def pull_request(
     }
 
 
-def comment(body: str, login: str = "stranger", association: str = "NONE") -> dict[str, Any]:
+def comment(body: str, login: str = "stranger", association: str = "NONE", **extra: Any) -> dict[str, Any]:
+    user = {"login": login, "type": "User"}
     return {
         "action": "created",
         "issue": {"number": 12, "pull_request": {"url": "…"}},
-        "comment": {"body": body, "user": {"login": login}, "author_association": association},
+        "comment": {"body": body, "user": user, "author_association": association},
         "repository": {"full_name": REPOSITORY},
-        "sender": {"login": login},
+        "sender": user,
+        **extra,
     }

@@ -1,4 +1,4 @@
-"""A server that speaks the part of GitHub's REST API that is used, keeps what it is told, and fails when asked to."""
+"""A server for the part of GitHub's REST API that is used: stores what it receives, and fails when asked to."""
 
 import itertools
 import socket
@@ -32,7 +32,10 @@ class Hook:
 
 @dataclass
 class GitHubServer:
-    """What GitHub would have. `failures` answer the next requests; `requests` are those that came."""
+    """What GitHub would have. `failures` answer the next requests; `requests` are those that came.
+
+    `permissions` by login: who is not in it may read a public repository. `heads` by number of a pull request.
+    """
 
     url: str = ""
     public_key: str = ""
@@ -42,6 +45,8 @@ class GitHubServer:
     hooks: list["Hook"] = field(default_factory=list)
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    permissions: dict[str, str] = field(default_factory=dict)
+    heads: dict[int, str] = field(default_factory=dict)
     ids: Any = field(default_factory=lambda: itertools.count(1001))
 
     def app(self) -> FastAPI:
@@ -119,6 +124,19 @@ class GitHubServer:
         async def edit_comment(number: int, request: Request) -> Any:
             self.comments[number] |= await request.json()
             return self.comments[number]
+
+        @app.get(repo + "/collaborators/{login}/permission")
+        def permission(login: str) -> Any:
+            given = self.permissions.get(login, "read")
+            # As GitHub's documentation has it: `permission` knows no `maintain` and no `triage`.
+            legacy = {"maintain": "write", "triage": "read"}.get(given, given)
+            return {"permission": legacy, "role_name": given, "user": {"login": login, "type": "User"}}
+
+        @app.get(repo + "/pulls/{number}")
+        def get_pull(number: int) -> Any:
+            if number not in self.heads:
+                return JSONResponse({"message": "Not Found"}, 404)
+            return {"number": number, "state": "open", "head": {"ref": "topic", "sha": self.heads[number]}}
 
         @app.get("/user")
         def user() -> Any:

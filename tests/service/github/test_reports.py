@@ -99,13 +99,14 @@ def test_error_and_unsupported_are_told_apart(client, reconciler, github, finish
     assert "- `cannot fetch: ˋ@everyoneˋ <!-- x --> ¦ done`" in run["output"]["summary"]
 
 
-def test_one_comment_is_edited_and_says_how_to_approve(client, reconciler, github, finish) -> None:
-    deliver(client, "pull_request", pull_request())
+def test_one_comment_is_edited_and_says_how_to_approve(client, reconciler, github, finish, propose) -> None:
+    github.permissions["boss"] = "maintain"
+    propose()
     reconciler.round()
     assert github.check_runs == {}
     said = only(github.comments)
-    assert f"/clipwatch run {A}\n" in said["body"]
-    deliver(client, "issue_comment", comment(f"/clipwatch run {A}", "boss", "OWNER"))
+    assert f"`/clipwatch run {A}`" in said["body"]
+    deliver(client, "issue_comment", comment(f"/clipwatch run {A}", "boss"))
     reconciler.round()
     finish(Verdict.PASSED)
     finish(Verdict.PASSED)
@@ -113,9 +114,9 @@ def test_one_comment_is_edited_and_says_how_to_approve(client, reconciler, githu
     assert only(github.check_runs)["conclusion"] == "success"
     assert "2 passed" in only(github.comments)["body"]
     assert "/clipwatch run" not in only(github.comments)["body"]
-    deliver(client, "pull_request", pull_request("synchronize", B))
+    propose(B, "synchronize")
     reconciler.round()
-    assert f"/clipwatch run {B}\n" in only(github.comments)["body"]
+    assert f"`/clipwatch run {B}`" in only(github.comments)["body"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from tests.service.github.conftest import A, B, C, comment, deliver, outcomes, p
 
 log = logging.getLogger(__name__)
 
+NOT_A_COMMAND = "/clipwatch run needs all 40 digits of the commit and nothing else on its line"
+
 
 def test_the_signature_of_githubs_own_example() -> None:
     # docs.github.com, "Validating webhook deliveries": testing the webhook payload validation.
@@ -68,8 +70,8 @@ def test_an_oversized_delivery_is_refused(client, checks, settings, database) ->
         ("star", {"action": "created"}, "event star is not used"),
         ("pull_request", pull_request("closed"), "pull_request closed: nothing to do"),
         ("issue_comment", comment("thanks!"), "no command in the comment"),
-        ("issue_comment", comment("/clipwatch run"), "/clipwatch run needs all 40 digits of the commit"),
-        ("issue_comment", comment(f"/clipwatch run {A[:12]}"), "/clipwatch run needs all 40 digits of the commit"),
+        ("issue_comment", comment("/clipwatch run"), NOT_A_COMMAND),
+        ("issue_comment", comment(f"/clipwatch run {A[:12]}"), NOT_A_COMMAND),
     ],
 )
 def test_what_leads_to_nothing_says_why(client, checks, database, event, payload, outcome) -> None:
@@ -98,47 +100,57 @@ class TestPullRequests:
         deliver(client, "pull_request", pull_request(fork=False))
         assert checks() == [A]
 
-    def test_one_of_a_fork_waits_for_a_maintainer_at_exactly_its_head(self, client, checks, database) -> None:
-        deliver(client, "pull_request", pull_request())
+    def test_one_of_a_fork_waits_for_a_person_with_write_permission(
+        self, client, checks, database, github, propose
+    ) -> None:
+        github.permissions |= {"triager": "triage", "boss": "admin"}
+        propose()
         assert checks() == []
-        for body, login, association in (
-            (f"/clipwatch run {A}", "stranger", "NONE"),
-            (f"/clipwatch run {A}", "contributor", "CONTRIBUTOR"),
-            (f"/clipwatch run {B}", "boss", "OWNER"),
-        ):
-            deliver(client, "issue_comment", comment(body, login, association))
+        for login, sha in (("stranger", A), ("triager", A), ("boss", B)):
+            deliver(client, "issue_comment", comment(f"/clipwatch run {sha}", login))
             assert checks() == []
-        deliver(client, "issue_comment", comment(f"Fine.\n\n/clipwatch run {A}\n", "boss", "MEMBER"))
+        deliver(client, "issue_comment", comment(f"Fine.\n\n/clipwatch run {A}\n", "boss"))
         assert checks() == [A]
+        refused = "has permission 'read' on meta-pytorch/opacus, and an approval needs write permission"
         assert outcomes(database)[1:] == [
-            "stranger (NONE) may not have code run",
-            "contributor (CONTRIBUTOR) may not have code run",
+            f"stranger {refused}",
+            f"triager {refused}",
             f"{B} is not a head of pull request 12 that waits",
             "approved by boss",
         ]
 
-    def test_a_push_after_the_approval_waits_again(self, client, checks, database) -> None:
-        deliver(client, "pull_request", pull_request())
-        deliver(client, "pull_request", pull_request("synchronize", B))
+    @pytest.mark.parametrize("permission", ["write", "maintain", "admin"])
+    def test_each_permission_that_allows_a_push_allows_an_approval(
+        self, client, checks, github, propose, permission
+    ) -> None:
+        github.permissions["friend"] = permission
+        propose()
+        deliver(client, "issue_comment", comment(f"/clipwatch run {A}", "friend"))
+        assert checks() == [A]
+
+    def test_a_push_after_the_approval_waits_again(self, client, checks, database, github, propose) -> None:
+        github.permissions["friend"] = "write"
+        propose()
+        propose(B, "synchronize")
         deliver(client, "issue_comment", comment(f"/clipwatch run {A}", "friend"))
         assert checks() == []
         deliver(client, "issue_comment", comment(f"/clipwatch run {B}", "friend"))
         assert checks() == [B]
-        deliver(client, "pull_request", pull_request("synchronize", C))
+        propose(C, "synchronize")
         deliver(client, "issue_comment", comment(f"/clipwatch run {B}", "friend"))
         assert checks() == [B]
         assert outcomes(database)[:2] == [f"superseded by {B}", "approved by friend"]
 
-    def test_a_label_approves_the_head_it_is_put_on(self, client, checks) -> None:
-        deliver(client, "pull_request", pull_request())
-        deliver(client, "pull_request", pull_request("labeled", label={"name": "bug"}))
-        deliver(client, "pull_request", pull_request("labeled", B, label={"name": "run clipwatch"}))
-        bot = {"login": "labeler[bot]", "type": "Bot"}
-        deliver(client, "pull_request", pull_request("labeled", label={"name": "run clipwatch"}) | {"sender": bot})
+    def test_a_label_approves_the_head_it_is_put_on(self, client, checks, github, propose) -> None:
+        github.permissions["friend"] = "write"
+        propose()
+        label = {"name": "run clipwatch"}
+        deliver(client, "pull_request", pull_request("labeled", sender="friend", label={"name": "bug"}))
+        deliver(client, "pull_request", pull_request("labeled", B, sender="friend", label=label))
         assert checks() == []
-        deliver(client, "pull_request", pull_request("labeled", label={"name": "run clipwatch"}))
+        deliver(client, "pull_request", pull_request("labeled", sender="friend", label=label))
         assert checks() == [A]
-        deliver(client, "pull_request", pull_request("synchronize", B))
+        propose(B, "synchronize")
         assert checks() == [A]
 
 
