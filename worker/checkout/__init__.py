@@ -1,8 +1,8 @@
-"""Any Opacus as a folder: an `Arm.opacus` goes in, a folder that holds the package `opacus` and nothing else comes out.
+"""From `Arm.opacus` to a folder that contains the package `opacus` and nothing else.
 
 `Checkout` keeps one bare mirror of a remote and one folder per commit, release or state of a user's folder, in a cache
-that several workers may share. It needs `git`, and `pip` for releases that the remote has no tag of; it runs no code of
-what it checks out.
+that several workers may share. It needs `git`, and `pip` for releases that the remote has no tag of. It runs no code of
+a source, and a source may be hostile: what is unpacked is the tree of the commit, checked by its hash.
 """
 
 from worker.checkout.checkout import Checkout, Source

@@ -1,4 +1,4 @@
-"""`Checkout`: from `Arm.opacus` to a folder, each made once and never half."""
+"""`Checkout`: from `Arm.opacus` to a folder, which is made once and appears only when it is complete."""
 
 import fcntl
 import os
@@ -26,8 +26,8 @@ KEPT = ("commit-*", "version-*", "path-*")
 class Source:
     """An Opacus to be imported. `opacus` names it with refs resolved: `commit:` and all 40 digits.
 
-    `folder` holds the package and nothing else, so that it hides no other package where it comes first on the path;
-    both it and `digest`, the hash of the package's files, are absent for the installed Opacus.
+    `folder` contains the package and nothing else, so that it hides no other package where it comes first on the path.
+    `digest` is the hash of the package's files. Both are None for the installed Opacus.
     """
 
     opacus: str
@@ -36,14 +36,14 @@ class Source:
 
 
 class Checkout:
-    """Sources from one remote, kept below one folder. Safe to use from several processes and threads at once."""
+    """Sources from one remote, kept below one folder. Several processes and threads may use it at once."""
 
     def __init__(self, remote: str, cache: Path, keep_days: float = KEEP_DAYS):
         """
         Args:
             remote: URL or path of the Opacus repository.
-            cache: folder that mirror and sources are kept in; made when first needed.
-            keep_days: a source that nobody asked for in so long is removed when another is made.
+            cache: folder of the mirror and the sources; made when first needed.
+            keep_days: a source that was not asked for in so many days is removed when another is made.
         """
         self._keep_seconds = keep_days * SECONDS_A_DAY
         self._folder = cache.expanduser().absolute() / "opacus"
@@ -53,7 +53,7 @@ class Checkout:
         """The source that `Arm.opacus` asks for.
 
         Raises:
-            CheckoutError: there is no such source, or it cannot be had.
+            CheckoutError: there is no such source, or it cannot be fetched or unpacked.
             Interrupted: `stop` was set.
         """
         kind, _, name = opacus.partition(":")
@@ -100,7 +100,7 @@ class Checkout:
             return self._kept(f"path-{digest}", f"path:{name}", lambda folder: copy.rename(folder / "opacus"))
 
     def _kept(self, name: str, opacus: str, make: Callable[[Path], object]) -> Source:
-        """The source in the folder `name` of the cache, made there if it is missing or no longer what was made."""
+        """The source in the folder `name` of the cache; made there if it is missing or was changed since."""
         folder = self._folder / name
         digest = _digest(folder)
         if digest is None:
@@ -114,12 +114,12 @@ class Checkout:
                 (making / HASH).write_text(digest)
                 making.rename(folder)
             self._trim()
-        # When it was last asked for, which a file system without access times does not keep.
+        # Notes when it was last asked for: not every file system keeps access times.
         os.utime(folder)
         return Source(opacus, folder, digest)
 
     def _trim(self) -> None:
-        """Removes sources that nobody asked for in a long time; an arm that still runs asked a short time ago."""
+        """Removes sources that were not asked for in a long time; an arm that still runs asked for its own recently."""
         oldest = time.time() - self._keep_seconds
         for folder in [folder for pattern in KEPT for folder in self._folder.glob(pattern)]:
             if folder.stat().st_mtime < oldest:
@@ -140,7 +140,7 @@ class Checkout:
 
 
 def _digest(folder: Path) -> str | None:
-    """The hash of a kept source, or nothing if a file was lost or changed since: arms and tidy systems can do that."""
+    """The hash of a kept source, or None if a file was removed or changed since, as a cleaner of caches may do."""
     try:
         digest = (folder / HASH).read_text()
     except FileNotFoundError:

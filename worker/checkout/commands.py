@@ -1,4 +1,4 @@
-"""Runs git and pip: no prompts, an end when asked, and what went wrong in one line."""
+"""Runs git and pip: without prompts, ended when the caller asks, and with one line that says why they failed."""
 
 import os
 import signal
@@ -7,18 +7,16 @@ import threading
 import time
 from collections.abc import Sequence
 
+from service.git import first_complaint, git_environment
+
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 3.0
-# Generous for a first fetch over a slow line; a remote that hangs must still end as an error.
+# Enough for a first fetch over a slow line; a remote that hangs must still end as an error.
 LIMIT_SECONDS = 600.0
-
-# git must neither ask for a password nor answer in the user's language.
-ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true", "LC_ALL": "C"}
-SSH = "ssh -o BatchMode=yes"
 
 
 class CheckoutError(Exception):
-    """There is no such Opacus, or it cannot be had. One line, for the user."""
+    """There is no such Opacus, or it cannot be fetched or unpacked. One line, for the user."""
 
 
 class Interrupted(Exception):
@@ -26,21 +24,20 @@ class Interrupted(Exception):
 
 
 class CommandError(Exception):
-    """A program failed; the last line that it complained with."""
+    """A program failed; the line of its standard error that says why."""
 
 
 def run(command: Sequence[str], stop: threading.Event) -> str:
     """The standard output of a program.
 
     Raises:
-        CommandError: it failed, is not there, or took longer than `LIMIT_SECONDS`.
+        CommandError: it failed, is not installed, or took longer than `LIMIT_SECONDS`.
         Interrupted: `stop` was set; the program and what it started have been ended.
     """
-    environment = {"GIT_SSH_COMMAND": SSH} | dict(os.environ) | ENVIRONMENT
     try:
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=git_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -55,7 +52,7 @@ def run(command: Sequence[str], stop: threading.Event) -> str:
     finally:
         _end(process)
     if process.returncode != 0:
-        raise CommandError(_telling_line(complaint) or f"{command[0]} ended with status {process.returncode}")
+        raise CommandError(first_complaint(complaint) or f"{command[0]} ended with status {process.returncode}")
     return output
 
 
@@ -72,7 +69,7 @@ def _wait(process: "subprocess.Popen[str]", stop: threading.Event) -> tuple[str,
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Ends what is left of the program and its helpers: gently first, for git removes its lock files then."""
+    """Ends what is left of the program and its helpers: by SIGTERM first, at which git removes its lock files."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is not None:
             return
@@ -81,13 +78,3 @@ def _end(process: "subprocess.Popen[str]") -> None:
             process.communicate(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _telling_line(complaint: str) -> str:
-    """The first line that says what is wrong; what git and pip say after it is advice."""
-    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    for line in lines:
-        level, _, said = line.partition(": ")
-        if level.lower() in ("fatal", "error"):
-            return said
-    return lines[-1] if lines else ""

@@ -1,13 +1,13 @@
-"""A bare mirror of one remote, fetched only when what is asked for is not there."""
+"""A bare mirror of one remote, into which is fetched when a commit is not there."""
 
 import hashlib
 import re
-import tarfile
 import threading
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from service.git import FETCH, without_password
 from worker.checkout.commands import CheckoutError, CommandError, run
+from worker.checkout.tree import unpack_package
 
 SHA = re.compile(r"[0-9a-f]{40}")
 ABBREVIATED = re.compile(r"[0-9a-f]{7,40}")
@@ -17,15 +17,15 @@ BRANCHES_AND_TAGS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
 
 class Mirror:
-    """The mirror of `remote` below `folder`. Callers hold a lock on the folder: git fetches into it one at a time."""
+    """The mirror of `remote` below `folder`. Callers hold a lock on the folder, so that one fetches at a time."""
 
     def __init__(self, remote: str, folder: Path):
         self._remote = remote
-        self.shown = re.sub(r"(://)[^/@]*@", r"\1", remote)
+        self.shown = without_password(remote)
         self._folder = folder / f"mirror-{hashlib.sha256(remote.encode()).hexdigest()[:12]}.git"
 
     def resolve(self, ref: str, stop: threading.Event) -> str:
-        """The full sha of the commit that `ref` names. A branch is looked up at the remote, for it moves.
+        """The full sha of the commit that `ref` names. A branch is looked up at the remote, because it moves.
 
         Raises:
             CheckoutError: the remote has no such commit, or cannot be reached.
@@ -44,7 +44,7 @@ class Mirror:
         return sha
 
     def tag(self, name: str, stop: threading.Event) -> str | None:
-        """The full sha of the commit that a tag names, or nothing if the remote has no such tag.
+        """The full sha of the commit that a tag names, or None if the remote has no such tag.
 
         Raises:
             CheckoutError: the tag is not in the mirror and the remote cannot be reached.
@@ -56,24 +56,12 @@ class Mirror:
         return sha
 
     def export(self, sha: str, folder: Path, stop: threading.Event) -> None:
-        """Unpack the package `opacus` of a commit that is in the mirror into `folder`.
+        """Unpacks the package `opacus` of a commit that is in the mirror into `folder`, which is empty.
 
         Raises:
             CheckoutError: the commit has no such package, or files that may not be unpacked.
         """
-        with TemporaryDirectory(dir=folder) as scratch:
-            archive = Path(scratch) / "archive.tar"
-            try:
-                self._git("archive", "--format=tar", f"--output={archive}", sha, "--", "opacus", stop=stop)
-            except CommandError as error:
-                missing = "pathspec" in str(error)
-                reason = "has no folder opacus/" if missing else f"cannot be exported: {error}"
-                raise CheckoutError(f"commit {sha} {reason}") from None
-            try:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(folder, filter="data")
-            except tarfile.TarError as error:
-                raise CheckoutError(f"commit {sha} cannot be unpacked: {error}") from error
+        unpack_package(self._folder, sha, folder, stop)
 
     def _find(self, ref: str, stop: threading.Event) -> str | None:
         try:
@@ -83,16 +71,15 @@ class Mirror:
 
     def _fetch(self, refspecs: tuple[str, ...], stop: threading.Event) -> None:
         try:
-            # Harmless when it is there, and it mends one whose making was cut short.
+            # Harmless where the mirror exists, and it completes one whose creation was cut short.
             run(("git", "init", "--quiet", "--bare", str(self._folder)), stop)
-            options = ("--quiet", "--no-tags", "--prune", "--no-write-fetch-head")
-            self._git("-c", "gc.autoDetach=false", "fetch", *options, "--", self._remote, *refspecs, stop=stop)
+            self._git(*FETCH, "--prune", "--", self._remote, *refspecs, stop=stop)
         except CommandError as error:
             reason = str(error).replace(self._remote, self.shown)
             raise CheckoutError(f"cannot fetch from {self.shown}: {reason}") from None
 
     def _fetch_by_name(self, name: str, suffix: str, stop: threading.Event) -> str | None:
-        """A commit that no branch or tag leads to, such as a pull request's; the remote may still hand it out."""
+        """A commit that no branch or tag leads to, such as a pull request's; a remote may send it when it is named."""
         kept = f"refs/clipwatch/{name}"
         try:
             self._fetch((f"+{name if SHA.fullmatch(name) else f'refs/{name}'}:{kept}",), stop)

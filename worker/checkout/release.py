@@ -1,6 +1,7 @@
 """Released versions from the package index, by pip."""
 
 import re
+import stat
 import sys
 import threading
 import zipfile
@@ -8,17 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from worker.checkout.commands import CheckoutError, CommandError, run
+from worker.checkout.tree import PACKAGE
+from worker.checkout.writer import PackageWriter, UnsafeFiles, shown
 
 VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)*")
 
 
 def download(version: str, folder: Path, stop: threading.Event) -> None:
-    """Unpack the package `opacus` of a release into `folder`.
+    """Unpacks the package `opacus` of a release into `folder`.
 
     Wheels only: an sdist would run its own code here to be built.
 
     Raises:
-        CheckoutError: there is no such release, or it cannot be had.
+        CheckoutError: there is no such release, it cannot be downloaded, or it has files that may not be unpacked.
     """
     with TemporaryDirectory(dir=folder) as scratch:
         options = ("--quiet", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input")
@@ -28,5 +31,28 @@ def download(version: str, folder: Path, stop: threading.Event) -> None:
         except CommandError as error:
             raise CheckoutError(f"pip cannot download opacus {version}: {error}") from None
         (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith("opacus/")])
+        try:
+            _unpack(wheel, folder / PACKAGE)
+        except (UnsafeFiles, zipfile.BadZipFile, NotImplementedError) as error:
+            raise CheckoutError(f"the wheel of opacus {version} cannot be unpacked: {error}") from None
+
+
+def _unpack(wheel: Path, package: Path) -> None:
+    """Writes the package's files of a wheel into the new folder `package`."""
+    package.mkdir()
+    writer, folders = PackageWriter(package), {(): None}
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            first, *parts = entry.filename.split("/")
+            if first != PACKAGE or entry.is_dir():
+                continue
+            mode = entry.external_attr >> 16
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                raise UnsafeFiles(f"{shown(parts)} is no ordinary file")
+            for depth in range(1, len(parts)):
+                if tuple(parts[:depth]) not in folders:
+                    writer.make_folder(parts[:depth])
+                    folders[tuple(parts[:depth])] = None
+            writer.reserve(entry.file_size)
+            writer.write_file(parts, archive.read(entry), executable=bool(mode & 0o100))
+    writer.finish()
