@@ -40,7 +40,8 @@ def download(version: str, folder: Path, stop: threading.Event) -> None:
 def _unpack(wheel: Path, package: Path) -> None:
     """Writes the package's files of a wheel into the new folder `package`."""
     package.mkdir()
-    writer, folders = PackageWriter(package), {(): None}
+    writer = PackageWriter(package)
+    folders: set[tuple[str, ...]] = set()
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             first, *parts = entry.filename.split("/")
@@ -52,7 +53,7 @@ def _unpack(wheel: Path, package: Path) -> None:
             for depth in range(1, len(parts)):
                 if tuple(parts[:depth]) not in folders:
                     writer.make_folder(parts[:depth])
-                    folders[tuple(parts[:depth])] = None
+                    folders.add(tuple(parts[:depth]))
             writer.reserve(entry.file_size)
             writer.write_file(parts, archive.read(entry), executable=bool(mode & 0o100))
     writer.finish()

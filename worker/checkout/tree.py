@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from service.git import git_environment
 from worker.checkout.commands import GRACE_SECONDS, CheckoutError, Interrupted
@@ -53,8 +53,8 @@ def unpack_package(repository: Path, sha: str, folder: Path, stop: threading.Eve
 class Objects:
     """`git cat-file --batch` of a repository: objects by their ids."""
 
-    requests: BinaryIO
-    answers: BinaryIO
+    requests: IO[bytes]
+    answers: IO[bytes]
     stop: threading.Event
 
     def read(self, object_id: str, kind: bytes, most: int, writer: PackageWriter | None = None) -> bytes:
