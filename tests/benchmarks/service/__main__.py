@@ -55,7 +55,7 @@ def _document(rows: list[Row], options: argparse.Namespace, postgres: str) -> st
     memory = psutil.virtual_memory().total / 2**30
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     machine = f"{os.cpu_count()} CPU cores, {memory:.0f} GiB, load at the end {load} (1, 5 and 15 minutes)"
-    return f"""# The service at its own job
+    return f"""# Speed of the service itself
 
     {" ".join(["python -m tests.benchmarks.service", *sys.argv[1:]])}
 
@@ -63,11 +63,11 @@ def _document(rows: list[Row], options: argparse.Namespace, postgres: str) -> st
 
 {table(rows)}
 
-Each pair is measured turn by turn, in {options.rounds} rounds ({options.verdicts} of whole comparisons), of requests
-after one that does not count: what is said of a pair is the median of the rounds', p95 is over all of them. Client,
-API, PostgreSQL and Redis share the machine. The bare endpoint is FastAPI with SQLAlchemy, uvicorn as the service's, the
-same document validated and inserted. By hand is the same torchrun without the service. Both arms are those of the
-default comparison without its oracle. A page has 50 comparisons. Stored: {fill.FILLED}.
+The two sides of a ratio are measured alternately, in {options.rounds} rounds ({options.verdicts} of whole comparisons);
+the first request of each does not count. A ratio is the median of the rounds; p95 is over all rounds. Client, API, PostgreSQL and Redis share the
+machine. "A bare endpoint" is FastAPI with SQLAlchemy under the same uvicorn, which validates and inserts the same
+document. "By hand" is the same torchrun without the service. Both arms are those of the default comparison, without its
+oracle. A page has 50 comparisons. Stored: {fill.FILLED}.
 """
 
 
