@@ -29,12 +29,12 @@ HEAD = (
 
 EXPLANATION = """\
 A is (B, T, d_in), G is (B, T, d_out), the norm ‖AᵀG‖²_F per sample. Times are medians on the device, of calls in a CUDA
-graph, without a flush of the L2; "host µs" is the time to queue one call. FLOPs are 2·B·T·d_in·d_out for the direct form
-and B·T²·(d_in + d_out) for the triangular Gram, even where whole tiles compute more. The ceiling is torch's bf16 product
-of 8192³, measured alternately with the calls of the row. It falls where a row keeps the card busy for seconds, because
-power limits the clock, so a ratio can exceed one. Errors are relative, of the squared norm of the first sample against
-float64. A star marks the form that the planner takes; "exact" are products of 16-bit operands. The first call includes
-compilation, unless an earlier row compiled the same kernel."""
+graph, without a flush of the L2; "host µs" is the time to queue one call. FLOPs are 2·B·T·d_in·d_out for the direct
+form and B·T²·(d_in + d_out) for the triangular Gram, even where whole tiles compute more. The ceiling is torch's bf16
+product of 8192³, measured alternately with the calls of the row. It falls where a row keeps the card busy for seconds,
+because power limits the clock, so a ratio can exceed one. Errors are relative, of the squared norm of the first
+sample against float64. A star marks the form that the planner takes; "exact" are products of 16-bit operands. The first
+call includes compilation, unless an earlier row compiled the same kernel."""
 
 
 def operands(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,10 +64,10 @@ def _document(rows: list[Row], options: argparse.Namespace, postgres: str) -> st
 {table(rows)}
 
 The two sides of a ratio are measured alternately, in {options.rounds} rounds ({options.verdicts} of whole comparisons);
-the first request of each does not count. A ratio is the median of the rounds; p95 is over all rounds. Client, API, PostgreSQL and Redis share the
-machine. "A bare endpoint" is FastAPI with SQLAlchemy under the same uvicorn, which validates and inserts the same
-document. "By hand" is the same torchrun without the service. Both arms are those of the default comparison, without its
-oracle. A page has 50 comparisons. Stored: {fill.FILLED}.
+the first request of each does not count. A ratio is the median of the rounds; p95 is over all rounds. Client, API,
+PostgreSQL and Redis share the machine. "A bare endpoint" is FastAPI with SQLAlchemy under the same uvicorn, which
+validates and inserts the same document. "By hand" is the same torchrun without the service. Both arms are those of the
+default comparison, without its oracle. A page has 50 comparisons. Stored: {fill.FILLED}.
 """
 
 
