@@ -13,7 +13,7 @@ from flash_clipping.kernels.linear_group import Siblings, grouped_gram
 from flash_clipping.kernels.noise import NoiseTable
 from flash_clipping.kernels.operand import describable
 from flash_clipping.kernels.split import multiplied, split
-from flash_clipping.philox import normal_run
+from flash_clipping.philox import normal_range
 from flash_clipping.shard_ranges import ShardRange
 from flash_clipping.types import Pair, TokenSum
 from hypothesis import HealthCheck, given, settings
@@ -298,8 +298,8 @@ def test_noise_is_that_of_plain_torch(places, key):
     tensors = [torch.zeros(count) for _, count in places]
     shard_ranges = [[ShardRange(i, first, 0, count)] for i, (first, count) in enumerate(places)]
     NoiseTable(shard_ranges, torch.device("cpu")).add(tensors, torch.tensor([key]), 2.0)
-    for tensor, [run] in zip(tensors, shard_ranges, strict=True):
-        expected = 2 * normal_run(key, run.parameter, run.first, run.count, tensor.device)
+    for tensor, [part] in zip(tensors, shard_ranges, strict=True):
+        expected = 2 * normal_range(key, part.parameter, part.first, part.size, tensor.device)
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from flash_clipping.noise import CounterNoise
-from flash_clipping.philox import normal_run, normals, philox
+from flash_clipping.philox import normal_range, normals, philox
 
 from tests.flash_clipping.model import make_data, make_model, make_private, quiet_engine, unwrapped
 
@@ -24,16 +24,16 @@ def test_known_answers_of_philox(word, key, expected):
 
 
 def test_any_cut_gives_the_same_numbers():
-    whole = normal_run(5, 3, 0, 300_001, CPU)
+    whole = normal_range(5, 3, 0, 300_001, CPU)
     for first, count in ((0, 1), (1, 2), (131_071, 3), (7, 299_000), (300_000, 1), (4, 0)):
-        assert torch.equal(normal_run(5, 3, first, count, CPU), whole[first : first + count])
-    assert not torch.equal(normal_run(5, 4, 0, 100, CPU), whole[:100])
-    assert not torch.equal(normal_run(6, 3, 0, 100, CPU), whole[:100])
-    assert not torch.equal(normal_run(5, 3, 2**33, 100, CPU), whole[:100])
+        assert torch.equal(normal_range(5, 3, first, count, CPU), whole[first : first + count])
+    assert not torch.equal(normal_range(5, 4, 0, 100, CPU), whole[:100])
+    assert not torch.equal(normal_range(6, 3, 0, 100, CPU), whole[:100])
+    assert not torch.equal(normal_range(5, 3, 2**33, 100, CPU), whole[:100])
 
 
 def test_normal():
-    x = normal_run(11, 0, 0, 2_000_000, CPU).double()
+    x = normal_range(11, 0, 0, 2_000_000, CPU).double()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs(x.pow(power).mean() - moment) < 5 * (variance / len(x)) ** 0.5
     assert abs((x[::2] * x[1::2]).mean()) < 5 / (len(x) / 2) ** 0.5

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from flash_clipping.philox import normal_run
-from flash_clipping.shard_ranges import Run
+from flash_clipping.philox import normal_range
+from flash_clipping.shard_ranges import ShardRange
 from flash_clipping.types import Pair, TokenSum
 from torch import nn
 
@@ -185,10 +185,10 @@ def test_noise():
     device, count = torch.device("cuda"), 10_000_000
     key = torch.tensor([-987654321987654321], device=device)
     whole, part = torch.zeros(count, device=device), torch.zeros(4_000_001, device=device)
-    NoiseTable([[Run(3, 7, 0, count)]], device).add([whole], key, 2.0)
-    NoiseTable([[Run(3, 7 + 1_234_567, 0, len(part))]], device).add([part], key, 2.0)
+    NoiseTable([[ShardRange(3, 7, 0, count)]], device).add([whole], key, 2.0)
+    NoiseTable([[ShardRange(3, 7 + 1_234_567, 0, len(part))]], device).add([part], key, 2.0)
     assert torch.equal(part, whole[1_234_567 : 1_234_567 + len(part)])
-    torch.testing.assert_close(whole, 2 * normal_run(int(key), 3, 7, count, device), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole, 2 * normal_range(int(key), 3, 7, count, device), rtol=1e-4, atol=1e-5)
     normal = whole.double() / 2
     assert abs(normal.mean()) < 5 / count**0.5
     assert abs(normal.square().mean() - 1) < 5 * (2 / count) ** 0.5

@@ -1,7 +1,8 @@
-"""Flash Clipping: `grad_sample_mode="flash"` and `"flash_fsdp"` for Opacus, with per-sample gradient norms that are
-computed without per-sample gradients and without a T×T matrix, and one backward instead of two. It imports only
-torch, opacus and (when its kernels are asked for) triton, so it can be lifted out as a library. `PrivacyEngine` is
-the way in; `register_flash_norm_sampler` teaches it another layer.
+"""Flash Clipping for Opacus: exact per-sample gradient clipping in one backward.
+
+`PrivacyEngine` is Opacus' engine with `grad_sample_mode="flash"` and `"flash_fsdp"`. The norms of per-sample gradients
+are computed without writing the gradients of large layers and without a T × T matrix. `register_flash_norm_sampler`
+adds support for another layer. triton is imported only when its kernels are asked for.
 """
 
 from flash_clipping.backend import Backend, get_backend

@@ -1,8 +1,12 @@
-"""Accumulates the contributions of one backward. Small ones are handled together: their cost is the launch alone."""
+"""Turns the contributions of one backward into norms and clipped gradients.
+
+Contributions of small layers are handled together, because a launch costs more than what it computes for one of them.
+"""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 
@@ -11,17 +15,19 @@ from flash_clipping.contributions import Contribution, DeferredSum, Factors, Per
 from flash_clipping.planner import SMALL, batched, is_small
 from flash_clipping.types import Pair
 
+# Names of parameters, with a tensor for each.
 Gradients = Iterator[tuple[str, torch.Tensor]]
+Kind = TypeVar("Kind", bound=Contribution)
 
 
 class GradientAccumulator:
-    """What all parameters contribute. `gradients` may be asked for once, after the norms."""
+    """The contributions of all parameters. `gradients` can be called once, after the norms were computed."""
 
     def __init__(self, contributions: Mapping[str, Contribution], dtypes: Mapping[str, torch.dtype]):
         """
         Args:
-            contributions: by the parameter's name.
-            dtypes: of the parameters, by the same names; gradients are rounded to them.
+            contributions: by parameter name.
+            dtypes: what gradients are rounded to, by parameter name.
 
         Raises:
             ValueError: contributions disagree about the number of samples.
@@ -32,19 +38,18 @@ class GradientAccumulator:
                 f"layers disagree about the number of samples: {sizes}. The first dimension of every layer's input "
                 "must be the batch (expand position ids to (batch, tokens))"
             )
-        alike: dict[Hashable, dict[str, Contribution]] = defaultdict(dict)
+        groups: dict[Hashable, dict[str, Contribution]] = defaultdict(dict)
         for name, contribution in contributions.items():
-            kind = _kind(contribution)
-            alike[(kind, dtypes[name]) if kind else name][name] = contribution
-        found: dict[str, _Entry] = {}
-        for key, members in alike.items():
-            found.update(
-                dict.fromkeys(members, _entry(members, dtypes[next(iter(members))], alone=isinstance(key, str)))
-            )
-        self._entries = {name: found[name] for name in contributions}
+            key = _group_key(contribution)
+            groups[(key, dtypes[name]) if key else name][name] = contribution
+        entries: dict[str, _Entry] = {}
+        for key, members in groups.items():
+            entry = _entry(members, dtypes[next(iter(members))], alone=isinstance(key, str))
+            entries.update(dict.fromkeys(members, entry))
+        self._entries = {name: entries[name] for name in contributions}
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        """Squared norms of each sample's gradient by all parameters together, (B,)."""
+        """Squared norm of each sample's gradient with respect to all parameters together, (B,)."""
         entries = dict.fromkeys(self._entries.values())
         pairs = [pair for entry in entries for pair in entry.pairs()]
         rows = [backend.linear_weights(pairs)] if pairs else []
@@ -52,17 +57,20 @@ class GradientAccumulator:
         return torch.stack(rows).sum(dim=0)
 
     def squared_norms_by_parameter(self, backend: Backend) -> dict[str, torch.Tensor]:
-        """Squared norms of each sample's gradient by each parameter, (B,): slower, for those who look for a fault."""
-        found: dict[str, torch.Tensor] = {}
+        """Squared norm of each sample's gradient with respect to each parameter, (B,), by name.
+
+        It is slower than `squared_norms` and helps to find a fault.
+        """
+        squares: dict[str, torch.Tensor] = {}
         for entry in dict.fromkeys(self._entries.values()):
-            found.update(entry.by_parameter(backend))
-        return {name: found[name] for name in self._entries}
+            squares.update(entry.by_parameter(backend))
+        return {name: squares[name] for name in self._entries}
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         """Name and clipped gradient of each parameter for factors (B,), in the order of the contributions.
 
-        How they are taken together depends on the samples here, the order must not: ranks reduce one by one. What is
-        used up is dropped on the way, so memory falls as gradients are written.
+        All ranks reduce gradients in this order, so it must not depend on the samples; the groups do. A contribution is
+        dropped once its gradient is computed, so memory falls as gradients are written.
         """
         ready: dict[str, torch.Tensor] = {}
         for name in list(self._entries):
@@ -73,26 +81,27 @@ class GradientAccumulator:
 
 
 class _Entry(ABC):
-    """Contributions of some parameters."""
+    """Contributions that are handled together."""
 
     def pairs(self) -> list[Pair]:
-        """Of Linear weights, whose norms are taken together with those of all other entries."""
+        """The pairs of Linear weights, whose norms are computed together with those of all other entries."""
         return []
 
     @abstractmethod
     def squared_norms(self, backend: Backend) -> torch.Tensor:
-        """Those of all these parameters added up, (B,)."""
+        """Squared norms with respect to all these parameters together, (B,)."""
 
     @abstractmethod
     def by_parameter(self, backend: Backend) -> Gradients:
         """Name and squared norms (B,) of each of these parameters."""
 
     @abstractmethod
-    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients: ...
+    def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
+        """Name and clipped gradient of each of these parameters, for factors (B,)."""
 
 
 class _Single(_Entry):
-    """One contribution by itself."""
+    """One contribution."""
 
     def __init__(self, members: Mapping[str, Contribution], dtype: torch.dtype):
         self._dtype = dtype
@@ -109,7 +118,7 @@ class _Single(_Entry):
 
 
 class _Joined(_Entry):
-    """Per-sample gradients side by side, as one of all their parameters, (B, P)."""
+    """Written per-sample gradients of several parameters, side by side in one tensor (B, P)."""
 
     def __init__(self, members: Mapping[str, PerSample], dtype: torch.dtype):
         self._dtype = dtype
@@ -135,7 +144,7 @@ class _Joined(_Entry):
 
 
 class _DeferredSums(_Joined):
-    """The same of those that are not computed yet."""
+    """Per-sample gradients of several parameters that are not computed yet."""
 
     def __init__(self, members: Mapping[str, DeferredSum], dtype: torch.dtype):
         self._dtype = dtype
@@ -150,7 +159,7 @@ class _DeferredSums(_Joined):
 
 
 class _Products(_Entry):
-    """Pairs of Linear weights."""
+    """Pairs of Linear weights; subclasses differ in how they compute the gradients."""
 
     def __init__(self, members: Mapping[str, Factors], dtype: torch.dtype):
         self._dtype = dtype
@@ -168,10 +177,10 @@ class _Products(_Entry):
 
 
 class _Small(_Products):
-    """Of few elements: launches are all that they cost."""
+    """Pairs of few elements, which are scaled in one launch."""
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
-        # The query, key and value of attention share an input: it is scaled once.
+        # Layers may share an input, as query, key and value do. It is scaled once.
         distinct: dict[Hashable, list[str]] = defaultdict(list)
         for name, member in self._members.items():
             distinct[_view(member.narrow)].append(name)
@@ -186,7 +195,7 @@ class _Small(_Products):
 
 
 class _Siblings(_Products):
-    """Of one input, as those of query, key and value are, or of one layer."""
+    """Pairs of layers that share one input, as query, key and value do, or the pair of one layer."""
 
     def gradients(self, factors: torch.Tensor, backend: Backend) -> Gradients:
         activations = next(iter(self._members.values())).activations
@@ -202,12 +211,12 @@ class _Siblings(_Products):
 
 
 def _view(tensor: torch.Tensor) -> Hashable:
-    """What two tensors of the same elements have in common."""
+    """A key that is equal for tensors of the same elements in the same order."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _kind(contribution: Contribution) -> Hashable | None:
-    """What contributions that are handled together have in common; None of one that stays alone."""
+def _group_key(contribution: Contribution) -> Hashable | None:
+    """A key that is equal for contributions that are handled together; None if this one is handled alone."""
     if type(contribution) is PerSample and contribution.gradients.numel() <= SMALL:
         return contribution.gradients.dtype
     if isinstance(contribution, DeferredSum):
@@ -225,11 +234,16 @@ def _is_small_pair(product: Factors) -> bool:
 
 
 def _entry(members: Mapping[str, Contribution], dtype: torch.dtype, *, alone: bool) -> _Entry:
-    first = next(iter(members.values()))
+    """The entry of contributions with one group key, which are of one class."""
     if alone:
         return _Single(members, dtype)
-    if isinstance(first, DeferredSum):
-        return _DeferredSums(members, dtype)
-    if isinstance(first, PerSample):
-        return _Joined(members, dtype)
-    return (_Small if _is_small_pair(first) else _Siblings)(members, dtype)
+    if sums := _of_class(DeferredSum, members):
+        return _DeferredSums(sums, dtype)
+    if gradients := _of_class(PerSample, members):
+        return _Joined(gradients, dtype)
+    factors = _of_class(Factors, members)
+    return (_Small if all(map(_is_small_pair, factors.values())) else _Siblings)(factors, dtype)
+
+
+def _of_class(kind: type[Kind], members: Mapping[str, Contribution]) -> dict[str, Kind]:
+    return {name: member for name, member in members.items() if isinstance(member, kind)}

@@ -1,8 +1,8 @@
-"""What a layer contributes for one parameter: per-sample gradients, written down or only implied.
+"""What a layer contributes for one parameter: its per-sample gradients, or what they follow from.
 
-A backward leaves one contribution per parameter. Its norms give the clip factors c, and once those are known it gives
-the clipped gradient Σ_i c_i g_i, without a second backward ("book-keeping": Bu et al., "Differentially Private
-Optimization on Large Foundation Models at Small Cost", 2023).
+A backward leaves one contribution for each parameter. The norms of all contributions give the clip factors c. Each
+contribution then gives its clipped gradient Σ_i c_i g_i, without a second backward. Bu et al., "Differentially Private
+Optimization on Large Foundation Models at Small Cost", 2023, call this book-keeping.
 """
 
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from flash_clipping.types import Pair, TokenSum
 
 
 class Contribution(ABC):
-    """The gradients g_i of one parameter by the losses of B samples."""
+    """The gradients g_i of the losses of B samples with respect to one parameter."""
 
     @property
     @abstractmethod
     def samples(self) -> int:
-        """B."""
+        """B, the number of samples."""
 
     @abstractmethod
     def squared_norms(self, backend: Backend) -> torch.Tensor:
@@ -32,12 +32,12 @@ class Contribution(ABC):
 
     @abstractmethod
     def __add__(self, other: "Contribution") -> "Contribution":
-        """The gradients of two calls of a layer, added up; NotImplemented if `other` is of another kind."""
+        """The sum of the gradients of two calls of a layer; NotImplemented if `other` is of another class."""
 
 
 @dataclass
 class PerSample(Contribution):
-    """Per-sample gradients (B, *shape), where they are small or where a layer gives nothing else."""
+    """Written per-sample gradients, (B, *shape): of small parameters, and of layers that give nothing else."""
 
     gradients: torch.Tensor
 
@@ -47,14 +47,15 @@ class PerSample(Contribution):
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
         flat = self.gradients.flatten(1)
-        return torch.linalg.vector_norm(flat if flat.dtype == torch.float64 else flat.float(), dim=1).square()
+        norms: torch.Tensor = torch.linalg.vector_norm(flat if flat.dtype == torch.float64 else flat.float(), dim=1)
+        return norms.square()
 
     def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         flat = self.gradients.flatten(1)
         return backend.weighted_sum(flat, factors[: len(flat)]).view(self.gradients.shape[1:])
 
     def __add__(self, other: Contribution) -> "PerSample":
-        """One call may hold fewer samples: packed sequences shrink as they go."""
+        """One call may have fewer samples: the batch of a packed sequence shrinks from step to step."""
         if not isinstance(other, PerSample):
             return NotImplemented
         longer, shorter = sorted((self.gradients, other.gradients), key=len, reverse=True)
@@ -65,7 +66,7 @@ class PerSample(Contribution):
 
 @dataclass
 class DeferredSum(Contribution):
-    """Per-sample gradients (B, *shape) that are not computed yet: after the backward, together with those of others."""
+    """Per-sample gradients (B, *shape) that are computed after the backward, together with those of other layers."""
 
     term: TokenSum
     shape: torch.Size
@@ -75,6 +76,7 @@ class DeferredSum(Contribution):
         return len(self.term.backprops)
 
     def computed(self, backend: Backend) -> PerSample:
+        """The per-sample gradients, computed now."""
         return PerSample(backend.token_sums([self.term]).view(-1, *self.shape))
 
     def squared_norms(self, backend: Backend) -> torch.Tensor:
@@ -89,7 +91,7 @@ class DeferredSum(Contribution):
 
 @dataclass
 class Materialized(PerSample):
-    """Per-sample gradients of a Linear's weight, (B, d_out, d_in), and their squared norms, (B,)."""
+    """Written per-sample gradients of a Linear's weight, (B, d_out, d_in), with their squared norms, (B,)."""
 
     squares: torch.Tensor
 
@@ -99,7 +101,10 @@ class Materialized(PerSample):
 
 @dataclass
 class Factors(Contribution):
-    """g_i = G_iᵀA_i of a Linear's weight: activations (B, T, d_in), backprops (B, T, d_out), of one dtype."""
+    """The factors of a Linear weight's gradients, g_i = G_iᵀA_i.
+
+    Activations A (B, T, d_in) and backprops G (B, T, d_out) have one dtype.
+    """
 
     activations: torch.Tensor
     backprops: torch.Tensor
@@ -113,15 +118,17 @@ class Factors(Contribution):
 
     @property
     def pair(self) -> Pair:
+        """The factors, as the backend takes them."""
         return Pair(self.activations, self.backprops)
 
     @property
     def narrow(self) -> torch.Tensor:
-        """The one of both that is scaled by the clip factors; the input, which layers may share, if they are alike."""
+        """The factor with fewer features, which the clip factors scale. With equal features it is the activations,
+        which layers may share."""
         return self.activations if self.activations.shape[-1] <= self.backprops.shape[-1] else self.backprops
 
     def written(self, backend: Backend) -> Materialized:
-        """The per-sample gradients of the pair."""
+        """The per-sample gradients, written."""
         return Materialized(*backend.linear_gradients(self.activations, self.backprops))
 
     def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
@@ -131,7 +138,7 @@ class Factors(Contribution):
         return backend.linear_product(a, backend.scaled(g, factors))
 
     def __add__(self, other: Contribution) -> "Factors":
-        """G₁ᵀA₁ + G₂ᵀA₂ is the product of the tokens of both calls."""
+        """G₁ᵀA₁ + G₂ᵀA₂ is one product over the tokens of both calls."""
         if not isinstance(other, Factors):
             return NotImplemented
         return Factors(
@@ -141,7 +148,10 @@ class Factors(Contribution):
 
 @dataclass
 class EmbeddingGrad(Contribution):
-    """g_i of an Embedding's weight: backprops (B, T, d) added up in the rows that ids (B, T) name."""
+    """The gradients of an Embedding's weight: row v of g_i is the sum of g_it over the tokens t whose id is v.
+
+    `ids` has shape (B, T), `backprops` (B, T, d).
+    """
 
     ids: torch.Tensor
     backprops: torch.Tensor
@@ -158,7 +168,10 @@ class EmbeddingGrad(Contribution):
     def clipped(self, factors: torch.Tensor, backend: Backend) -> torch.Tensor:
         padding = -1 if self.padding_idx is None else self.padding_idx
         g = backend.scaled(self.backprops, factors)
-        return torch.ops.aten.embedding_dense_backward(g, self.ids, self.num_embeddings, padding, False)
+        gradient: torch.Tensor = torch.ops.aten.embedding_dense_backward(
+            g, self.ids, self.num_embeddings, padding, False
+        )
+        return gradient
 
     def __add__(self, other: Contribution) -> "EmbeddingGrad":
         if not isinstance(other, EmbeddingGrad):

@@ -1,4 +1,4 @@
-"""What a layer is beneath FSDP: its type, its parameters, and a copy of it that functorch can work with."""
+"""Helpers for layers that FSDP may have changed: their class, their parameters, and a copy for functorch."""
 
 from collections.abc import Iterator
 
@@ -8,24 +8,25 @@ from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-# Opacus unrolls these into RNNLinear layers, which are the ones that are tapped.
+# Opacus unrolls these into RNNLinear layers, and only those are tapped.
 UNROLLED = (DPRNN, DPLSTM, DPGRU)
 
 _FSDP_KEYS = ("_fsdp", "_is_fsdp", "__composable_api")
 
 
 def layer_type(module: nn.Module) -> type[nn.Module]:
-    """The class of a module before `fully_shard` swapped it for a subclass of FSDPModule and itself."""
+    """The class that the module had before `fully_shard` replaced it with a subclass of it and of FSDPModule."""
     if isinstance(module, FSDPModule):
-        return next(base for base in type(module).__bases__ if not issubclass(base, FSDPModule))
+        bases = (base for base in type(module).__bases__ if issubclass(base, nn.Module))
+        return next(base for base in bases if not issubclass(base, FSDPModule))
     return type(module)
 
 
 def prepare_functorch(module: nn.Module, *, batch_first: bool) -> None:
-    """Gives the layer what Opacus' `ft_compute_per_sample_gradient` needs, sharded or not.
+    """Sets the attribute of the layer, sharded or not, that Opacus' `ft_compute_per_sample_gradient` calls.
 
     Raises:
-        NotImplementedError: a child is sharded on its own, so its parameters are not there when needed.
+        NotImplementedError: a child is sharded on its own; its parameters are not whole when functorch needs them.
     """
     if any(isinstance(child, FSDPModule) for child in module.modules() if child is not module):
         raise NotImplementedError(
@@ -37,7 +38,7 @@ def prepare_functorch(module: nn.Module, *, batch_first: bool) -> None:
 
 
 def _meta_copy(module: nn.Module) -> nn.Module:
-    """The layer as its original class, without hooks and storage: functorch's template (FSDP refuses deepcopy)."""
+    """A copy of the layer in its original class, without hooks and storage. FSDP does not allow a deepcopy."""
     kind = layer_type(module)
     copy = kind.__new__(kind)
     nn.Module.__init__(copy)
@@ -54,35 +55,43 @@ def _meta_copy(module: nn.Module) -> nn.Module:
 
 
 def layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter of every layer under its name there. Recurrent layers only alias those of their cells."""
+    """Every parameter of every layer, by the name that the layer has in `module`.
+
+    A recurrent layer is left out: its parameters are those of its cells, which are layers themselves.
+    """
     for prefix, child in module.named_modules():
         if layer_type(child) not in UNROLLED:
             yield from child.named_parameters(prefix=prefix, recurse=False)
 
 
 def refuse_shared_parameters(module: nn.Module) -> None:
-    """Raises NotImplementedError where two layers hold one trainable parameter."""
+    """Checks that each trainable parameter belongs to one layer.
+
+    Raises:
+        NotImplementedError: two layers hold one trainable parameter.
+    """
     owner: dict[nn.Parameter, str] = {}
     for name, p in layer_parameters(module):
         if p.requires_grad and p in owner:
             raise NotImplementedError(
-                f"{owner[p]} and {name} are one parameter: Flash Clipping does not support tied parameters, as the "
-                "norms of two layers do not add up to the norm of their sum"
+                f"{owner[p]} and {name} are one parameter. Flash Clipping does not support tied parameters: the norms "
+                "of two layers do not give the norm of the sum of their gradients"
             )
         owner[p] = name
 
 
 def reduce_dtypes(module: nn.Module) -> dict[str, torch.dtype]:
-    """By parameter name, the dtype in which the mixed precision policy of `fully_shard` sums gradients over ranks.
+    """The dtype, by parameter name, in which the mixed precision policy of `fully_shard` sums gradients over ranks.
 
-    As in FSDP2: `reduce_dtype`, else `param_dtype`. A parameter of a module without either is left out.
+    As in FSDP2 it is `reduce_dtype`, otherwise `param_dtype`. A parameter whose policy has neither is left out.
     """
     found: dict[str, torch.dtype] = {}
-    # Outer modules come first: an inner one's policy is the one that holds.
+    # Outer modules come first, and the policy of an inner module replaces theirs.
     for prefix, child in module.named_modules():
         if isinstance(child, FSDPModule):
             policy = child._get_fsdp_state()._mp_policy
-            names = [f"{prefix}.{name}".removeprefix(".") for name, _ in layer_parameters(child)]
+            parameters = layer_parameters(module.get_submodule(prefix))
+            names = [f"{prefix}.{name}".removeprefix(".") for name, _ in parameters]
             for name in names:
                 found.pop(name, None)
             if dtype := policy.reduce_dtype or policy.param_dtype:

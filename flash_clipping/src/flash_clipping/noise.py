@@ -1,45 +1,54 @@
-"""Noise that depends on a key of the step, the parameter and the global index of a coordinate, and on nothing else.
+"""Counter-based noise: the noise of a coordinate depends on a key, the parameter and the coordinate's global index.
 
-The key comes from a generator that is in the same state on all ranks. Each rank draws only what it holds, in place:
-the same bits at every world size, and no temporary. It is no cryptographic generator: that is Opacus' secure mode.
+Each step draws a key from a generator that is in the same state on all ranks. A rank then draws the noise of the
+coordinates that it holds, in place: the noise has the same bits at every world size, and needs no temporary. Philox is
+not a cryptographic generator; Opacus' secure mode has one.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from flash_clipping.philox import normal_run
+from flash_clipping.philox import normal_range
 from flash_clipping.shard_ranges import ShardRange, shard_ranges
+
+if TYPE_CHECKING:
+    from flash_clipping.kernels.noise import NoiseTable
+
+# Tensors of one device and dtype: their indices in the list that `add` gets, and the table of their ranges.
+_Tables = dict[tuple[torch.device, torch.dtype], tuple[list[int], "NoiseTable"]]
 
 
 class CounterNoise:
-    """Adds noise to a list of tensors, always of the same parameters in the same order."""
+    """Adds noise to a list of tensors. Each call must give tensors of the same parameters in the same order."""
 
     def __init__(self, generator: torch.Generator, kernels: str):
         """
         Args:
-            generator: draws a key of 64 bits for each call of `add`; its state is all there is to save and restore.
+            generator: gives each call of `add` a key of 64 bits. Its state is all that a checkpoint needs.
             kernels: "triton" or "torch".
         """
         self.generator = generator
         self._kernels = kernels
-        self._tables: dict[tuple[torch.device, torch.dtype], tuple[list[int], object]] = {}
+        self._tables: _Tables = {}
 
     def add(self, tensors: list[torch.Tensor], deviation: float) -> None:
         """Adds N(0, deviation²) to every element, computed in float32 and rounded once."""
         generator = self.generator
         key = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=generator.device, generator=generator)
-        found = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
-        if self._kernels == "torch" or any(t.dtype == torch.float64 for t in found):
-            _add(found, [shard_ranges(t, i) for i, t in enumerate(tensors)], int(key), deviation)
+        local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+        if self._kernels == "torch" or any(t.dtype == torch.float64 for t in local):
+            _add(local, [shard_ranges(t, i) for i, t in enumerate(tensors)], int(key), deviation)
             return
         if not self._tables:
-            self._tables = _tables(tensors, found)
-        for (device, _), (places, table) in self._tables.items():
-            table.add([found[i] for i in places], key.to(device, non_blocking=True), deviation)
+            self._tables = _make_tables(tensors, local)
+        for (device, _), (indices, table) in self._tables.items():
+            table.add([local[i] for i in indices], key.to(device, non_blocking=True), deviation)
 
 
 def common_generator(device: torch.device) -> torch.Generator:
-    """A generator with one seed on all ranks, drawn from rank 0's default generator."""
+    """A generator that is in the same state on all ranks: rank 0's default generator draws its seed."""
     seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64)
     if torch.distributed.is_initialized():
         seed = seed.to(device)
@@ -47,23 +56,23 @@ def common_generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(seed))
 
 
-def _tables(tensors: list[torch.Tensor], found: list[torch.Tensor]) -> dict:
+def _make_tables(tensors: list[torch.Tensor], local: list[torch.Tensor]) -> _Tables:
     from flash_clipping.kernels.noise import NoiseTable  # noqa: PLC0415, triton may be missing
 
-    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i, t in enumerate(found):
-        alike.setdefault((t.device, t.dtype), []).append(i)
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, t in enumerate(local):
+        groups.setdefault((t.device, t.dtype), []).append(i)
     return {
-        kind: (places, NoiseTable([shard_ranges(tensors[i], i) for i in places], kind[0]))
-        for kind, places in alike.items()
+        group: (indices, NoiseTable([shard_ranges(tensors[i], i) for i in indices], group[0]))
+        for group, indices in groups.items()
     }
 
 
-def _add(tensors: list[torch.Tensor], places: list[list[ShardRange]], key: int, deviation: float) -> None:
-    for tensor, parts in zip(tensors, places, strict=True):
+def _add(tensors: list[torch.Tensor], ranges: list[list[ShardRange]], key: int, deviation: float) -> None:
+    for tensor, parts in zip(tensors, ranges, strict=True):
         flat = tensor.view(-1)
-        for run in parts:
-            noise = normal_run(key, run.parameter, run.first, run.count, tensor.device)
-            flat[run.start : run.start + run.count].add_(
+        for part in parts:
+            noise = normal_range(key, part.parameter, part.first, part.size, tensor.device)
+            flat[part.start : part.start + part.size].add_(
                 noise.to(torch.promote_types(flat.dtype, torch.float32)), alpha=deviation
             )

@@ -1,4 +1,4 @@
-"""Sums gradients over ranks into the shards of their parameters, in buckets, each reduce-scattered once."""
+"""Sums gradients over all ranks and leaves each rank its shard: bucket by bucket, each in one reduce-scatter."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-# Bytes of gradients that are reduced together, at least: fewer would not fill the link, and a call takes the host
-# longer than all else that is done for a gradient.
+# The least bytes of gradients that are reduced together. Fewer would not fill the link, and a call costs the host more
+# than everything else that is done for a gradient.
 BUCKET = 1 << 26
 
 
 class Reducer:
-    """Takes whole gradients in one order on all ranks. While a bucket is reduced the next gradients are computed; then
-    the bucket after it waits for it, so that no more than two are held."""
+    """Reduces whole gradients, which all ranks must add in the same order.
+
+    While one bucket is reduced, the caller computes the gradients of the next. A bucket is not sent before the one
+    before it is reduced, so there are at most two.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[tuple[DTensor, torch.Tensor]] = []
@@ -24,14 +27,19 @@ class Reducer:
 
     @torch.no_grad()
     def add(self, parameter: DTensor, gradient: torch.Tensor) -> None:
-        """Gives the parameter its gradient, at the latest in `finish`: of full shape, summed in the dtype it has, and
-        then rounded to the parameter's."""
+        """Sets the gradient of the parameter now or in a later call, `finish` at the latest.
+
+        Args:
+            parameter: a sharded parameter.
+            gradient: this rank's gradient in full shape. It is summed over ranks in its own dtype and then rounded to
+                the parameter's.
+        """
         if not _by_rows(parameter):
             mesh = parameter.device_mesh
             partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False)
             parameter.grad = partial.redistribute(placements=parameter.placements).to(parameter.dtype)
             return
-        if self._waiting and not _alike(*self._waiting[0], parameter, gradient):
+        if self._waiting and not _in_one_bucket(self._waiting[0], (parameter, gradient)):
             self._send()
         self._waiting.append((parameter, gradient))
         self._bytes += gradient.nbytes
@@ -40,11 +48,11 @@ class Reducer:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Reduces what is left; what comes next on the current stream sees every gradient."""
+        """Reduces the remaining gradients. Later work on the current stream sees every gradient."""
         self._send()
         self._receive()
         for p, local in self._reduced:
-            # As fully_shard does; DTensor.from_local takes ten times as long to find that nothing is to be done.
+            # As fully_shard does. DTensor.from_local takes ten times as long, for checks that are not needed here.
             p.grad = DTensor(local.to(p.dtype), p._spec, requires_grad=False)
         self._reduced = []
 
@@ -61,7 +69,7 @@ class Reducer:
 
 
 class _Bucket:
-    """Gradients side by side on their way: row r of the whole is what rank r keeps of all of them."""
+    """Gradients side by side in one tensor that is being reduced. Rank r keeps row r."""
 
     def __init__(self, members: list[tuple[DTensor, torch.Tensor]]):
         first = members[0][0]
@@ -76,7 +84,7 @@ class _Bucket:
         self._work = dist.reduce_scatter_tensor(self._own, whole.view(-1), group=group, async_op=True)
 
     def received(self) -> Iterator[tuple[DTensor, torch.Tensor]]:
-        """Parameters, and this rank's rows of the sums: what comes next on the current stream sees them."""
+        """Each parameter with this rank's shard of its sum. Later work on the current stream sees the sums."""
         self._work.wait()
         for dim in range(self._mesh.ndim):
             if dim != self._shard:
@@ -86,18 +94,20 @@ class _Bucket:
             yield p, (piece if piece.numel() == local.numel() else piece[: local.numel()]).view(local)
 
 
-def _alike(one: DTensor, its: torch.Tensor, other: DTensor, others: torch.Tensor) -> bool:
-    return one.device_mesh == other.device_mesh and one.placements == other.placements and its.dtype == others.dtype
+def _in_one_bucket(first: tuple[DTensor, torch.Tensor], second: tuple[DTensor, torch.Tensor]) -> bool:
+    """Whether two parameters are placed alike and their gradients have one dtype."""
+    (p, gradient), (q, other) = first, second
+    return p.device_mesh == q.device_mesh and p.placements == q.placements and gradient.dtype == other.dtype
 
 
 def _by_rows(parameter: DTensor) -> bool:
-    """Sharded by rows over one dimension of the mesh, replicated over the others."""
+    """Whether one dimension of the mesh shards the parameter's rows and the other dimensions replicate them."""
     rest = [place for place in parameter.placements if not isinstance(place, Replicate)]
     return len(rest) == 1 and type(rest[0]) is Shard and rest[0].dim == 0
 
 
 def _chunked(gradient: torch.Tensor, ranks: int) -> torch.Tensor:
-    """(ranks, elements of a rank's rows), as torch.chunk deals them, the last ones padded with zeros."""
+    """The gradient as (ranks, elements of a rank's rows), split as by torch.chunk and padded with zeros."""
     missing = -len(gradient) % ranks
     if missing:
         rows = gradient.reshape(len(gradient), -1)

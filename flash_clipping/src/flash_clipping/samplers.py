@@ -1,6 +1,10 @@
-"""Samplers of Flash Clipping, by layer type, and how to register another."""
+"""Flash norm samplers: functions that give the contributions of a layer, by the layer's class.
+
+`register_flash_norm_sampler` adds one for another class.
+"""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,29 +15,39 @@ from flash_clipping.planner import is_small
 from flash_clipping.types import TokenSum
 from flash_clipping.windows import Conv, Windows
 
-Contributions = dict[nn.Parameter, Contribution]
-FlashNormSampler = Callable[[nn.Module, list[torch.Tensor], torch.Tensor, Backend], Contributions]
+# By parameter. torch declares the parameters of its layers as tensors.
+Contributions = dict[torch.Tensor, Contribution]
+# The layer is of the class that the sampler is registered for.
+FlashNormSampler = Callable[[Any, list[torch.Tensor], torch.Tensor, Backend], Contributions]
+Sampler = TypeVar("Sampler", bound=FlashNormSampler)
 
 FLASH_NORM_SAMPLERS: dict[type[nn.Module], FlashNormSampler] = {}
 
 
 def register_flash_norm_sampler(
     target_class_or_classes: type[nn.Module] | Sequence[type[nn.Module]],
-) -> Callable[[FlashNormSampler], FlashNormSampler]:
-    """Registers the decorated function as the flash norm sampler of one or several layer types.
+) -> Callable[[Sampler], Sampler]:
+    """Registers the decorated function as the flash norm sampler of one or several layer classes.
 
-    The function gets `(layer, activations, backprops, backend)`: the layer's inputs and the gradient of the summed
-    loss by its output, batch first, and the `Backend` that the engine was given. It returns a `Contribution` for each
-    parameter that requires a gradient: it knows that parameter's per-sample norms and, later, its clipped gradient.
-    Under FSDP the layer's parameters are whole only while the function runs. The type must match exactly, as in
-    Opacus.
+    The function is called as `sampler(layer, activations, backprops, backend)`:
+
+    * `layer`: a layer of exactly one of the classes; as in Opacus, subclasses do not count. Under FSDP its parameters
+      are whole only while the function runs.
+    * `activations`: the tensors that the layer was called with, batch first.
+    * `backprops`: the gradient of the sum of all losses with respect to the layer's output, batch first.
+    * `backend`: the `Backend` that the engine was given.
+
+    It returns a `Contribution` for each parameter that requires a gradient.
+
+    Args:
+        target_class_or_classes: the layer class or classes.
     """
+    given = target_class_or_classes
+    targets = [given] if isinstance(given, type) else given
 
-    def decorator(function: FlashNormSampler) -> FlashNormSampler:
-        several = isinstance(target_class_or_classes, Sequence)
-        for target in target_class_or_classes if several else [target_class_or_classes]:
-            FLASH_NORM_SAMPLERS[target] = function
-        return function
+    def decorator(sampler: Sampler) -> Sampler:
+        FLASH_NORM_SAMPLERS.update(dict.fromkeys(targets, sampler))
+        return sampler
 
     return decorator
 
@@ -46,9 +60,9 @@ def linear(
     found: Contributions = {}
     g = _tokens(backprops, 1)
     if layer.weight.requires_grad:
-        # Under autocast both operands of the gradient's product have the output's dtype.
+        # Under autocast the layer multiplied in its output's dtype.
         found[layer.weight] = Factors(_tokens(activations[0], 1).to(g.dtype), g)
-    return found | _bias(layer, g, backend)
+    return found | _bias(layer.bias, g)
 
 
 @register_flash_norm_sampler(nn.Embedding)
@@ -58,7 +72,8 @@ def embedding(
     """Weight of an Embedding; activations (B, ...) of ids, backprops (B, ..., d).
 
     Raises:
-        NotImplementedError: `scale_grad_by_freq` mixes the samples of a batch; `sparse` gradients cannot be noised.
+        NotImplementedError: with `scale_grad_by_freq` a sample's gradient depends on the other samples of the batch,
+            and noise cannot be added to `sparse` gradients.
     """
     if layer.scale_grad_by_freq or layer.sparse:
         raise NotImplementedError("nn.Embedding with scale_grad_by_freq or sparse gradients cannot be made private")
@@ -74,10 +89,10 @@ def layer_norm(
     shape = tuple(layer.normalized_shape)
     g = _tokens(backprops, len(shape))
     if not layer.weight.requires_grad:
-        return _bias(layer, g, backend)
+        return _bias(layer.bias, g)
     x = _tokens(activations[0], len(shape))
     if is_small(g):
-        return {layer.weight: DeferredSum(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer, g, backend)
+        return {layer.weight: DeferredSum(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer.bias, g)
     weight, bias = backend.layer_norm_gradients(x, g, layer.eps)
     found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
     if layer.bias is not None and layer.bias.requires_grad:
@@ -109,7 +124,7 @@ def group_norm(
     x, g = _positions(activations[0]), _positions(backprops)
     if layer.weight.requires_grad:
         found[layer.weight] = PerSample(backend.group_norm_gradients(x, g, layer.num_groups, layer.eps))
-    return found | _bias(layer, g.transpose(1, 2), backend)
+    return found | _bias(layer.bias, g.transpose(1, 2))
 
 
 @register_flash_norm_sampler([nn.Conv1d, nn.Conv2d, nn.Conv3d])
@@ -120,12 +135,11 @@ def convolution(
     found: Contributions = {}
     if layer.weight.requires_grad:
         found[layer.weight] = Windows(layer, activations[0].to(backprops.dtype), backprops)
-    return found | _bias(layer, _positions(backprops).transpose(1, 2), backend)
+    return found | _bias(layer.bias, _positions(backprops).transpose(1, 2))
 
 
-def _bias(layer: nn.Module, g: torch.Tensor, backend: Backend) -> Contributions:
-    """Σ_t g_t of each sample for backprops (B, T, d), where the layer has a trainable bias."""
-    bias = layer.bias
+def _bias(bias: torch.Tensor | None, g: torch.Tensor) -> Contributions:
+    """Σ_t g_t of each sample for backprops (B, T, d), if the layer has a trainable bias."""
     if bias is None or not bias.requires_grad:
         return {}
     return {bias: DeferredSum(TokenSum(g), bias.shape)}

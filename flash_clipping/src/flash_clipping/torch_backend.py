@@ -1,7 +1,7 @@
-"""The squared norms in plain torch, tile by tile: the backend `kernels="torch"`.
+"""The backend `kernels="torch"`: squared norms and gradients in plain torch, tile by tile.
 
-No temporary grows with B·d_in·d_out, B·T² or B·vocabulary: each tile holds at most about `TILE` elements (or one
-sample's row block, where that is more).
+No temporary tensor grows with B·d_in·d_out, B·T² or B·vocabulary. A tile holds about `TILE` elements, or one block of
+one sample where that is more. `Backend` documents the functions; `input_precision` has no meaning here.
 """
 
 import functools
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from flash_clipping.planner import prefers_direct
 from flash_clipping.types import Pair, TokenSum
 
+# Elements of a tile, and the features or tokens of a block.
 TILE = 1 << 21
 BLOCK = 256
 
 
 def linear_weight(activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str = "ieee") -> torch.Tensor:
-    """‖Σ_t g_t a_tᵀ‖²_F, (B,); see `Backend.linear_weight`. `input_precision` has no meaning on this backend."""
+    """‖Σ_t g_t a_tᵀ‖²_F, (B,); see `Backend.linear_weight`."""
     batch, tokens, d_in = activations.shape
     d_out = backprops.shape[2]
     out = _empty_result(backprops)
@@ -49,7 +50,7 @@ def _gram(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     total = _empty_result(g).zero_()
     for start in range(0, a.shape[1], BLOCK):
         stop = min(start + BLOCK, a.shape[1])
-        # Columns before the block were counted with their own rows, so everything right of it counts twice.
+        # The matrix is symmetric: only the part from the diagonal block on is computed, and counts twice right of it.
         pairs = (a[:, start:stop] @ a[:, start:].transpose(1, 2)) * (g[:, start:stop] @ g[:, start:].transpose(1, 2))
         total += 2 * pairs.sum(dim=(1, 2)) - pairs[:, :, : stop - start].sum(dim=(1, 2))
     return total.clamp_(min=0)

@@ -1,4 +1,4 @@
-"""What passes between layers, planner and kernels."""
+"""The tensors that layers hand to the planner and to the kernels."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,11 @@ import torch
 
 
 class TokenSum(NamedTuple):
-    """Σ_t g_t ⊙ x̂_t of each sample, (B, d): g and x are (B, T, d), and x̂ is x normalised over d as by a LayerNorm or,
-    if not `centred`, an RMSNorm. Without x it is Σ_t g_t."""
+    """A sum over tokens that is still to be computed: Σ_t g_t ⊙ x̂_t of each sample, (B, d).
+
+    `backprops` g and `activations` x have shape (B, T, d). x̂ is x normalised over d: with `centred` as in a LayerNorm,
+    otherwise as in an RMSNorm. With `activations=None` the sum is Σ_t g_t.
+    """
 
     backprops: torch.Tensor
     activations: torch.Tensor | None = None
@@ -16,7 +19,7 @@ class TokenSum(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What a Linear weight's gradients are products of: activations (B, T, d_in), backprops (B, T, d_out)."""
+    """The two factors of a Linear weight's per-sample gradients: activations (B, T, d_in), backprops (B, T, d_out)."""
 
     activations: torch.Tensor
     backprops: torch.Tensor

@@ -1,4 +1,4 @@
-"""What a convolution contributes: each output position is a token of a Linear that reads the position's window."""
+"""What a convolution contributes. A convolution is a Linear: each output position is a token, its window the input."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from flash_clipping.contributions import Contribution
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-# Elements of windows that may be copied out at once; a single sample may need more.
+# Elements of windows that may be copied at once. A single sample may need more.
 COPIED = 1 << 26
 
 
 @dataclass
 class Windows(Contribution):
-    """g_i of a convolution's weight: activations (B, C_in, ...), backprops (B, C_out, ...), of one dtype.
+    """The gradients of a convolution's weight, from activations (B, C_in, ...) and backprops (B, C_out, ...).
 
-    The windows of some samples at a time are copied out, about `COPIED` elements. A group of channels is a Linear of
-    its own.
+    Both have one dtype. Each group of channels is a Linear. The norm copies the windows of as many samples at a time as
+    make about `COPIED` elements.
     """
 
     layer: Conv
@@ -49,6 +49,7 @@ class Windows(Contribution):
         shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
         if not len(g):
             return g.new_zeros(shape)
+        gradient: torch.Tensor
         _, gradient, _ = torch.ops.aten.convolution_backward(
             backend.scaled(g, factors),
             _padded(layer, self.activations),
@@ -65,7 +66,7 @@ class Windows(Contribution):
         return gradient
 
     def __add__(self, other: Contribution) -> Contribution:
-        """Two calls may have inputs of two sizes, whose windows do not join."""
+        """Two calls may have inputs of different sizes, whose windows cannot be joined."""
         return NotImplemented
 
 
@@ -82,7 +83,7 @@ def _windows(layer: Conv, x: torch.Tensor) -> torch.Tensor:
         dilation = layer.dilation[dim]
         x = x.unfold(dim + 2, dilation * (layer.kernel_size[dim] - 1) + 1, layer.stride[dim])[..., ::dilation]
     x = x.unflatten(1, (layer.groups, -1))
-    # (B, groups, C/groups, *positions, *kernel) with the channels moved behind the positions
+    # From (B, groups, C/groups, *positions, *kernel) the channels move behind the positions.
     x = x.movedim(2, 2 + dimensions)
     positions, window = x.shape[2 : 2 + dimensions].numel(), x.shape[2 + dimensions :].numel()
     return x.reshape(x.shape[0] * layer.groups, positions, window)

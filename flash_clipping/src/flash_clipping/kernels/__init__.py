@@ -1,9 +1,9 @@
-"""The Triton kernels: squared per-sample norms that never write a per-sample gradient or a T×T matrix.
+"""The Triton kernels. They compute squared per-sample norms without a per-sample gradient or a T × T matrix in memory.
 
-Each file holds one operation. All are deterministic: a program writes the square sum of its tile to a buffer of
-partial sums, (B, tiles) in float32, and torch sums that. Inputs may have any strides (TMA reads those it can);
-float32, bfloat16 and float16 are accumulated in float32. Blocks are looked up by shape and dtype in tables that
-`tests/benchmarks` measured on an H200: nothing is tuned while a model trains.
+Each file holds one operation. All operations are deterministic: a program writes the sum of squares of its tile to a
+buffer of partial sums, (B, tiles) in float32, and torch adds these up. Inputs are float32, bfloat16 or float16, with
+any strides, and are accumulated in float32. Block sizes come from tables by shape and dtype, which were measured on an
+H200 (docs/flash.md, "Speed of the norms"). Nothing is tuned while a model trains.
 """
 
 from flash_clipping.kernels.column_sums import column_sums

@@ -1,4 +1,4 @@
-"""Per-sample gradients of biases of many tokens: columns summed over T, those of all layers in one launch."""
+"""Per-sample gradients of biases with many tokens: sums over the tokens, for all layers in one launch."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,23 +17,28 @@ _PROGRAMS = 2
 
 
 def column_sums(backprops: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Σ_t g_t of each sample and tensor side by side, (B, Σ d) float32, of backprops (B, T, d) of one B and device."""
+    """Σ_t g_t of each sample, of all tensors side by side: (B, Σ d) float32.
+
+    Args:
+        backprops: tensors (B, T, d) of one B and device; T, d and the dtype may differ.
+    """
     check_dtypes(*backprops)
     widths = [g.shape[2] for g in backprops]
     batch, tokens = len(backprops[0]), max(g.shape[1] for g in backprops)
     block_t, block_d = block(tokens, _TILE, smallest=1), block(max(widths), _TILE)
-    # As many chunks of tokens as it takes to fill the card.
+    # The tokens are split into as many chunks as it takes to give every processor work.
     programs = batch * sum(triton.cdiv(width, block_d) for width in widths)
     wanted = _PROGRAMS * processors(backprops[0]) // max(1, programs)
     chunks = max(1, min(triton.cdiv(tokens, block_t), wanted))
     sums = backprops[0].new_empty(batch, chunks, sum(widths), dtype=torch.float32)
-    alike: dict[tuple[torch.dtype, bool, bool], list[list[int]]] = defaultdict(list)
+    # One launch for each kind of tensor: dtype, contiguous, aligned.
+    launches: dict[tuple[torch.dtype, bool, bool], list[list[int]]] = defaultdict(list)
     start = 0
     for g in backprops:
-        alike[g.dtype, g.stride(2) == 1, aligned([g])].append([g.data_ptr(), start, *g.shape[1:], *g.stride()])
+        launches[g.dtype, g.stride(2) == 1, aligned([g])].append([g.data_ptr(), start, *g.shape[1:], *g.stride()])
         start += g.shape[2]
     if sums.numel():
-        for (dtype, by_rows, at_16), rows in alike.items():
+        for (dtype, by_rows, at_16), rows in launches.items():
             tiles = triton.cdiv(max(row[3] for row in rows), block_d)
             with on_device(sums):
                 _kernel[(batch * chunks * tiles, len(rows))](

@@ -1,5 +1,8 @@
-"""The norm of an Embedding's gradient: ⟨g_s, g_t⟩ summed over the pairs of tokens of equal ids. Where a sample takes
-more than one tile its tokens are sorted by id, and tile pairs whose id ranges do not meet are passed over."""
+"""The norm of an Embedding's gradient: the sum of ⟨g_s, g_t⟩ over all pairs of tokens with equal ids.
+
+If the tokens of a sample fill more than one tile, they are sorted by id first. Pairs of tiles whose ranges of ids do
+not overlap are then skipped.
+"""
 
 import torch
 import triton
@@ -11,7 +14,7 @@ from flash_clipping.kernels.launch import block, check_dtypes, on_device, partia
 def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
     """Σ_v ‖Σ_{t: ids_t = v} g_t‖² per sample, (B,) float32, of ids (B, T) and backprops (B, T, d).
 
-    Tokens equal to `padding_idx` have no gradient and count as zero. float32 products are always ieee.
+    Tokens equal to `padding_idx` have no gradient and count as zero. float32 is always multiplied as "ieee".
     """
     check_dtypes(backprops)
     batch, tokens, width = backprops.shape
@@ -19,7 +22,7 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
         return partial_sums(backprops, 0).sum(1)
     block_t = block(tokens, 64 if tokens <= 64 else 32)
     tiles = triton.cdiv(tokens, block_t)
-    # A sort costs several launches.
+    # One tile needs no sort, which costs several launches.
     ordered, order = ids.sort(dim=1, stable=True) if tiles > 1 else (ids, ids)
     partial = partial_sums(backprops, tiles)
     with on_device(backprops):
@@ -31,7 +34,7 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
             tokens,
             width,
             tiles,
-            # No id is negative, so -1 leaves nothing out.
+            # No id is negative, so -1 matches none.
             -1 if padding_idx is None else padding_idx,
             *backprops.stride(),
             BLOCK_T=block_t,
@@ -44,7 +47,7 @@ def embedding_weight(ids: torch.Tensor, backprops: torch.Tensor, padding_idx: in
 
 @triton.jit
 def _rows(ids_ptr, order_ptr, start, tokens, padding, BLOCK_T: tl.constexpr, SORTED: tl.constexpr):
-    """Ids and rows of a tile of tokens; tokens without a gradient get id -1, which no id equals."""
+    """Ids and row numbers of a tile of tokens. Tokens without a gradient get id -1."""
     t = start + tl.arange(0, BLOCK_T)
     ids = tl.load(ids_ptr + t, mask=t < tokens, other=-1)
     row = tl.load(order_ptr + t, mask=t < tokens, other=0) if SORTED else tl.where(t < tokens, t, 0).to(tl.int64)

@@ -1,4 +1,4 @@
-"""What every launch needs: checked dtypes, a block size, the right current device, and the partial sums."""
+"""Helpers of every launch: dtype checks, block sizes, the current device, and the buffer of partial sums."""
 
 import contextvars
 import functools
@@ -9,14 +9,18 @@ import torch
 import triton
 from triton import knobs
 
-# Read once, as triton itself does when a kernel is defined: reading the environment costs as much as a small launch.
+# Read once, as triton does when a kernel is defined. Reading the environment costs as much as a small launch.
 INTERPRETED = knobs.runtime.interpret
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_dtypes(*tensors: torch.Tensor) -> None:
-    """Raises TypeError unless every tensor is float32, bfloat16 or float16."""
+    """Checks the dtypes of tensors.
+
+    Raises:
+        TypeError: a tensor is not float32, bfloat16 or float16.
+    """
     for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             raise TypeError(
@@ -25,20 +29,22 @@ def check_dtypes(*tensors: torch.Tensor) -> None:
 
 
 def block(size: int, largest: int, smallest: int = 16) -> int:
-    """The power of two that covers `size`, between the least that tl.dot takes and `largest`."""
+    """The least power of two that is not below `size`, limited to [smallest, largest]. `tl.dot` needs at least 16."""
     return max(smallest, min(largest, 1 << (size - 1).bit_length()))
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """A context in which the tensor's device is current. Triton launches on the current device."""
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)
 
 
 def with_memory(device: torch.device, launch: Callable[[], object]) -> None:
-    """A launch of a kernel that makes descriptors, for which it needs memory. The allocator is that of a context of
-    its own, as another's kernels may have theirs."""
+    """Launches a kernel that makes tensor descriptors, for which Triton needs an allocator of device memory.
+
+    The allocator is set in a copied context, so other users of Triton keep their own.
+    """
 
     def launched() -> None:
         triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
@@ -53,12 +59,12 @@ def partial_sums(tensor: torch.Tensor, tiles: int) -> torch.Tensor:
 
 
 def upcast(tensor: torch.Tensor) -> bool:
-    """Whether tl.dot gets its operands in float32: the interpreter multiplies the bit patterns of bfloat16."""
+    """Whether operands of `tl.dot` must be float32: the interpreter would multiply the bit patterns of bfloat16."""
     return INTERPRETED and tensor.element_size() == 2
 
 
 def processors(tensor: torch.Tensor) -> int:
-    """How many programs run at once; the interpreter gets a few, so that small tensors take every path."""
+    """How many programs run at once. For the interpreter it is 5, so that small test tensors reach every branch."""
     return _processors(tensor.get_device()) if tensor.is_cuda else 5
 
 
@@ -68,7 +74,7 @@ def _processors(device: int) -> int:
 
 
 def has_tma(tensor: torch.Tensor) -> bool:
-    """Whether tensor descriptors are read by hardware, or interpreted."""
+    """Whether the tensor's device can read tensor descriptors (TMA), or the kernels are interpreted."""
     return INTERPRETED or (tensor.is_cuda and _has_tma(tensor.get_device()))
 
 

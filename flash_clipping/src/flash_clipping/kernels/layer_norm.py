@@ -1,5 +1,8 @@
-"""The per-sample gradients of LayerNorm, RMSNorm and GroupNorm: x̂ is rebuilt from the mean and the deviation of each
-token, or of each sample's group of channels, and never written."""
+"""The per-sample gradients of LayerNorm, RMSNorm and GroupNorm.
+
+The normalised input x̂ is never written: kernels compute it again from the mean and the deviation of each token, or of
+each group of channels of a sample.
+"""
 
 import torch
 import triton
@@ -7,19 +10,23 @@ import triton.language as tl
 
 from flash_clipping.kernels.launch import block, check_dtypes, on_device, partial_sums, processors
 
-# Elements of a token that a program can hold; wider ones take a pass for the statistics and one for the sums.
+# Features of a token that one program can hold. Wider tokens take one pass for the statistics and one for the sums.
 _WIDEST = 16384
-# Programs for each processor, so that tokens are read while others are reduced.
+# Programs for each processor: some read tokens while others reduce theirs.
 _PROGRAMS = 8
 
 
 def layer_norm_gradients(
     activations: torch.Tensor, backprops: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ_t g_t ⊙ x̂_t and Σ_t g_t of each sample, both (B, d) float32; activations and backprops (B, T, d) may differ
-    in dtype.
+    """Σ_t g_t ⊙ x̂_t and Σ_t g_t of each sample, both (B, d) float32.
 
-    The statistics take two passes over a token, as E[x²] − E[x]² cancels.
+    The statistics take two passes over a token, because E[x²] − E[x]² loses digits.
+
+    Args:
+        activations: x, (B, T, d).
+        backprops: g, (B, T, d); its dtype may differ from that of x.
+        eps: as of the layer.
     """
     return _of_tokens(activations, backprops, eps, centred=True)
 
@@ -60,8 +67,10 @@ def _of_tokens(
 
 
 def group_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
-    """Σ_s g_cs x̂_cs of each sample, (B, C) float32, of activations and backprops (B, C, S): each of the `groups` of
-    channels is normalised over its channels and positions."""
+    """Σ_s g_cs x̂_cs of each sample, (B, C) float32, of activations and backprops (B, C, S).
+
+    Each of the `groups` of channels is normalised over its channels and positions.
+    """
     batch, channels, positions = activations.shape
     grouped = activations.reshape(batch, groups, channels // groups * positions)
     statistics = _statistics(grouped, eps, centred=True)
@@ -69,7 +78,7 @@ def group_norm_gradients(activations: torch.Tensor, backprops: torch.Tensor, gro
 
 
 def _statistics(x: torch.Tensor, eps: float, *, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean, zero unless `centred`, and 1 / sqrt(mean((x − mean)²) + eps) of every row of x (B, rows, d)."""
+    """The mean and 1 / sqrt(mean((x − mean)²) + eps) of every row of x (B, rows, d); the mean is 0 unless `centred`."""
     check_dtypes(x)
     batch, rows, width = x.shape
     mean, scale = partial_sums(x, rows), partial_sums(x, rows)
@@ -84,7 +93,14 @@ def _statistics(x: torch.Tensor, eps: float, *, centred: bool) -> tuple[torch.Te
 def _gradients(
     activations: torch.Tensor, backprops: torch.Tensor, statistics: tuple[torch.Tensor, torch.Tensor], channels: int
 ) -> torch.Tensor:
-    """Σ_t g_t ⊙ x̂_t, with statistics by token or, if `channels`, by so many neighbouring features."""
+    """Σ_t g_t ⊙ x̂_t of each sample, (B, d) float32.
+
+    Args:
+        activations: x, (B, T, d).
+        backprops: g, (B, T, d).
+        statistics: mean and scale of each token or group.
+        channels: 0 if the statistics are those of tokens, otherwise the number of features in a group.
+    """
     check_dtypes(activations, backprops)
     batch, tokens, width = backprops.shape
     sums = partial_sums(backprops, width)

@@ -1,5 +1,4 @@
-"""The weight norms of Linear layers: the planner's choice between the direct and the Gram form, and what is launched
-together."""
+"""The weight norms of Linear layers: chooses the direct or the Gram form, and which layers share a launch."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -15,15 +14,16 @@ from flash_clipping.kernels.operand import describable
 from flash_clipping.planner import batched, is_small, prefers_direct
 from flash_clipping.types import Pair
 
-# SIMT reads the Gram form's operands, contiguous in d, across the grain. On tensor cores both forms run alike.
+# On SIMT units the Gram form is slower by this factor, because it reads operands that are contiguous in d along T. On
+# tensor cores both forms run at one speed.
 _GRAM_COST_SIMT = 4.0
-# A launch for one layer cuts the tiles of its last wave, which one for many does not. From so many waves on that does
-# not matter in a launch for many, and from so many in one for one layer there is nothing to gain: measured on an H200.
+# A wave is as many tiles as run at once. A launch for one layer cuts the tiles of its last, incomplete wave into parts;
+# a launch for many layers does not. With _ENOUGH waves in a launch for many layers this does not matter, and a layer
+# with _PLENTY waves of its own gains nothing from a common launch. Both were measured on an H200.
 _ENOUGH, _PLENTY = 4, 8
 
-
-# Rows (n, B) that add up to the norms of some pairs.
-Together = Callable[[Sequence[Pair], str], torch.Tensor]
+# Computes rows (n, B) that add up to the squared norms of some pairs.
+Launcher = Callable[[Sequence[Pair], str], torch.Tensor]
 
 
 def linear_weight(activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str) -> torch.Tensor:
@@ -50,16 +50,16 @@ def chosen_form(
 
 
 def linear_weights(pairs: Sequence[Pair], *, input_precision: str) -> torch.Tensor:
-    """The sum of `linear_weight` of all pairs, (B,) float32, of one B."""
-    alike: dict[tuple[Together, Hashable], list[Pair]] = defaultdict(list)
+    """The sum of `linear_weight` over all pairs, (B,) float32. Pairs share B."""
+    launches: dict[tuple[Launcher, Hashable], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        alike[_together(pair, input_precision)].append(pair)
-    rows = [together(members, input_precision) for (together, _), members in alike.items()]
+        launches[_launcher(pair, input_precision)].append(pair)
+    rows = [launcher(members, input_precision) for (launcher, _), members in launches.items()]
     return (rows[0] if len(rows) == 1 else torch.cat(rows)).sum(0)
 
 
-def _together(pair: Pair, input_precision: str) -> tuple[Together, Hashable]:
-    """Who takes it, and what those have in common whom he takes together with it."""
+def _launcher(pair: Pair, input_precision: str) -> tuple[Launcher, Hashable]:
+    """The function that computes the norm of the pair, and a key that is equal for pairs of one launch."""
     a, g = pair
     if not (a.numel() and g.numel()):
         return _each, None
@@ -73,15 +73,16 @@ def _together(pair: Pair, input_precision: str) -> tuple[Together, Hashable]:
 
 
 def _grouped(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
-    """The Gram form of 16 bits and one T, read by descriptors."""
+    """The Gram form of pairs with 16 bits and one T, which are read by descriptors."""
     batch, tokens, _ = pairs[0].activations.shape
     waves = batch * tiles_of(tokens) / processors(pairs[0].backprops)
-    found: dict[Hashable, Siblings] = {}
+    by_input: dict[Hashable, Siblings] = {}
     for a, g in pairs:
         layout = (a.data_ptr(), a.shape, a.stride(), g.shape, g.stride())
-        found.setdefault(layout, Siblings(a, [])).backprops.append(g)
-    groups, alone = [], []
-    for siblings in found.values():
+        by_input.setdefault(layout, Siblings(a, [])).backprops.append(g)
+    groups: list[Siblings] = []
+    alone: list[Siblings] = []
+    for siblings in by_input.values():
         (groups if len(siblings.backprops) > 1 or waves < _PLENTY else alone).append(siblings)
     if len(groups) == len(pairs) and waves * len(pairs) < _ENOUGH:
         groups, alone = [], groups
@@ -91,13 +92,14 @@ def _grouped(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
 
 
 def _copied(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
-    """Small ones of one shape, as one of as many samples."""
+    """Small pairs of one shape, copied side by side and computed as one pair with more samples."""
     rows = []
-    for some in batched(pairs, lambda pair: pair.activations.numel() + pair.backprops.numel()):
-        a, g = some[0] if len(some) == 1 else map(torch.cat, zip(*some, strict=True))
-        rows.append(linear_weight(a, g, input_precision=input_precision).view(len(some), -1))
+    for batch in batched(pairs, lambda pair: pair.activations.numel() + pair.backprops.numel()):
+        a, g = batch[0] if len(batch) == 1 else map(torch.cat, zip(*batch, strict=True))
+        rows.append(linear_weight(a, g, input_precision=input_precision).view(len(batch), -1))
     return torch.cat(rows)
 
 
 def _each(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
+    """One launch, or more, for each pair."""
     return torch.stack([linear_weight(*pair, input_precision=input_precision) for pair in pairs])

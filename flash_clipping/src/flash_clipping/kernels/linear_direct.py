@@ -1,4 +1,4 @@
-"""Direct form: a tile of AᵀG stays in registers while the loop runs over T, then is squared and summed."""
+"""The direct form: a tile of AᵀG stays in registers while a loop adds up all tokens; then it is squared and summed."""
 
 import functools
 from typing import NamedTuple
@@ -13,7 +13,10 @@ from flash_clipping.kernels.split import Exponents, multiplied, splits, unscaled
 
 
 class Blocks(NamedTuple):
-    """A tile of AᵀG is (i, j), read t tokens at a time; `group` rows of tiles run together to share the L2."""
+    """Block sizes. A tile of AᵀG is (i, j), and each read takes t tokens.
+
+    `group` rows of tiles run at the same time, to share the L2 cache.
+    """
 
     t: int
     i: int
@@ -31,22 +34,22 @@ def linear_direct(activations: torch.Tensor, backprops: torch.Tensor, *, input_p
     d_out = backprops.shape[2]
     if batch == 0 or tokens == 0:
         return backprops.new_zeros(batch, dtype=torch.float32)
-    # tf32 tensor cores want both operands contiguous in T, which neither is: SIMT is faster.
+    # tf32 tensor cores need both operands contiguous in T, which neither is. So SIMT units are faster.
     return multiplied(direct, activations, backprops, input_precision, reuse=_reuse(d_in, d_out), otherwise="ieee")
 
 
 def linear_gradients(
     activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """GᵀA of each sample, (B, d_out, d_in) in the inputs' dtype, and their squared norms, (B,) float32.
+    """GᵀA of each sample, (B, d_out, d_in) in the inputs' dtype, and the squared norms, (B,) float32.
 
-    Of float32 one kernel gives both; of 16 bits the norms are those of the rounded gradients.
+    With float32 one kernel computes both. With 16 bits the norms are those of the rounded gradients.
     """
     check_dtypes(activations, backprops)
     batch, tokens, d_in = activations.shape
     d_out = backprops.shape[2]
     if backprops.element_size() == 2:
-        # cuBLAS and a second reading take as long on the card as the kernel below, and a third of it on the host.
+        # cuBLAS and a second read take as long on the GPU as the kernel below, and a third of its time on the host.
         gradients = backprops.transpose(1, 2) @ activations
         return gradients, torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=torch.float32).square_()
     gradients = backprops.new_zeros(batch, d_out, d_in) if tokens == 0 else backprops.new_empty(batch, d_out, d_in)
@@ -55,7 +58,7 @@ def linear_gradients(
     rest = gradients
 
     def form(g: torch.Tensor, a: torch.Tensor, exponents: Exponents | None, *, input_precision: str) -> torch.Tensor:
-        # Called for some samples after the other.
+        # Each call gets the next samples.
         nonlocal rest
         count = len(g) if exponents is None else len(g) // 2
         out, rest = rest[:count], rest[count:]
@@ -66,16 +69,17 @@ def linear_gradients(
 
 
 def linear_product(activations: torch.Tensor, backprops: torch.Tensor, *, input_precision: str) -> torch.Tensor:
-    """Σ GᵀA of all samples, (d_out, d_in) in the inputs' dtype.
+    """Σ GᵀA over all samples, (d_out, d_in) in the inputs' dtype.
 
-    cuBLAS multiplies it, unless it is of float32 and the card's faster arithmetic is asked for and pays.
+    cuBLAS computes it, except for float32 at "fp16x3" where a split pays.
     """
     check_dtypes(activations, backprops)
     a, g = activations.flatten(0, 1), backprops.flatten(0, 1)
     (tokens, d_in), d_out = a.shape, g.shape[1]
     if g.element_size() == 2 or not splits(input_precision, _reuse(d_in, d_out)):
         return g.t() @ a
-    # All tokens are one sample's; of a small gradient, those of as many samples as the card takes tiles at a time.
+    # All tokens are treated as one sample. A small gradient has too few tiles for the GPU, so its tokens are split into
+    # several samples, whose gradients are added up.
     parts = max(1, 2 * processors(g) // (triton.cdiv(d_in, 128) * triton.cdiv(d_out, 128)))
     each = tokens // parts
     whole = parts * each
@@ -86,13 +90,20 @@ def linear_product(activations: torch.Tensor, backprops: torch.Tensor, *, input_
 
 
 def _reuse(d_in: int, d_out: int) -> int:
-    """FLOPs of GᵀA per element of the operands."""
+    """FLOPs of GᵀA for each element of the operands."""
     return 2 * d_in * d_out // (d_in + d_out)
 
 
 @functools.cache
 def choose(dtype: torch.dtype, exact: bool, shape: tuple[int, int, int, int], programs: int) -> Blocks:
-    """The measured best on an H200 for (B, T, d_in, d_out), see tests/benchmarks; smaller where the layer is."""
+    """The blocks that were fastest on an H200 for (B, T, d_in, d_out), made smaller for a small layer.
+
+    Args:
+        dtype: of the operands.
+        exact: whether the operands are pieces of float32.
+        shape: (B, T, d_in, d_out).
+        programs: how many programs run at once.
+    """
     batch, tokens, d_in, d_out = shape
     if dtype == torch.float32:
         best = Blocks(32, 128, 128, 8, 8, 3, False)
@@ -112,9 +123,18 @@ def direct(
     using: Blocks | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`linear_direct` of operands as they are or, with exponents, in the pieces that `split` made of them.
+    """Computes `linear_direct` of the operands, or with `exponents` of the pieces that `split` made of them.
 
-    AᵀG itself is written to `out`, (B, d_in, d_out) and contiguous, where it is given.
+    Args:
+        a: activations, (B, T, d_in), or their pieces, (2B, T, d_in).
+        g: backprops, likewise.
+        exponents: of the pieces of a and g.
+        input_precision: of `tl.dot`.
+        using: blocks; by default those of `choose`.
+        out: a contiguous (B, d_in, d_out) tensor to which AᵀG is written.
+
+    Returns:
+        ‖AᵀG‖²_F of each sample, (B,) float32.
     """
     pieces = 1 if exponents is None else 2
     batch, tokens, d_in = a.shape[0] // pieces, *a.shape[1:]
@@ -209,7 +229,7 @@ def _kernel(
                 low = batch + sample
                 x_low = tile(a, low, t, i, tokens, d_in, a_b, a_t, a_d, BLOCK_T, BLOCK_I, DESCRIBED, UPCAST)
                 y_low = tile(g, low, t, j, tokens, d_out, g_b, g_t, g_d, BLOCK_T, BLOCK_J, DESCRIBED, UPCAST)
-                # Tensor cores truncate when they accumulate: a long sum is added outside of them.
+                # Tensor cores truncate when they accumulate, so a long sum is added outside of them.
                 block = tl.dot(x_low.T, y)
                 block = tl.dot(x.T, y_low, block)
                 total += tl.dot(x.T, y, block)

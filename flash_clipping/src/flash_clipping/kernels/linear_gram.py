@@ -1,8 +1,10 @@
-"""Triangular Gram form: ‖AᵀG‖²_F = Σ_{s,t} ⟨a_s, a_t⟩⟨g_s, g_t⟩, over tiles i ≤ j, off the diagonal twice.
+"""The Gram form: ‖AᵀG‖²_F = Σ_{s,t} ⟨a_s, a_t⟩⟨g_s, g_t⟩.
 
-Tiles that fill the card in whole waves are multiplied in registers. Those left over would hold it up for a wave of
-their own, so their products are cut along the features into as many parts as there are processors, and a second
-kernel adds and multiplies the parts. They are at most one tile for each processor.
+The matrices are symmetric, so only tiles i ≤ j are computed, and those off the diagonal count twice.
+
+Tiles run in waves, as many at once as the GPU has room for. Tiles of whole waves are multiplied in registers. The tiles
+that remain would take the time of another wave. Their products are therefore cut along the features into parts, so that
+every processor has work, and a second kernel adds and multiplies the parts. At most one tile for each processor is cut.
 """
 
 import functools
@@ -18,7 +20,10 @@ from flash_clipping.kernels.split import Exponents, multiplied, unscaled
 
 
 class Blocks(NamedTuple):
-    """A tile of both T×T matrices is (t, t), read d features at a time; a tile is cut in parts of `least` reads."""
+    """Block sizes. A tile of both T × T matrices is (t, t), and each read takes d features.
+
+    A part of a tile that is cut takes at least `least` reads.
+    """
 
     t: int
     d: int
@@ -28,7 +33,10 @@ class Blocks(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """The first `whole` tiles are not cut, each later one into `a` parts of `a_step` features of A, and g of G."""
+    """How tiles are cut. The first `whole` tiles are not.
+
+    Each later tile is cut into `a` parts of `a_step` features of A and `g` parts of `g_step` features of G.
+    """
 
     whole: int
     a: int = 0
@@ -48,7 +56,15 @@ def linear_gram(activations: torch.Tensor, backprops: torch.Tensor, *, input_pre
 
 @functools.cache
 def choose(dtype: torch.dtype, precision: str, exact: bool, shape: tuple[int, int, int], programs: int) -> Blocks:
-    """The measured best on an H200 for (B, T, max(d_in, d_out)), see tests/benchmarks; smaller where the layer is."""
+    """The blocks that were fastest on an H200 for (B, T, max(d_in, d_out)), made smaller for a small layer.
+
+    Args:
+        dtype: of the operands.
+        precision: of `tl.dot`.
+        exact: whether the operands are pieces of float32.
+        shape: (B, T, max(d_in, d_out)).
+        programs: how many programs run at once.
+    """
     batch, tokens, width = shape
     count = triton.cdiv(tokens, 128)
     if dtype == torch.float32:
@@ -65,7 +81,7 @@ def choose(dtype: torch.dtype, precision: str, exact: bool, shape: tuple[int, in
 
 @functools.cache
 def cut(tiles: int, d_in: int, d_out: int, using: Blocks, programs: int) -> Cuts:
-    """Cuts the tiles beyond whole waves of `programs`, in parts of at least `using.least` blocks of features."""
+    """Cuts the tiles that do not fill a wave of `programs`, into parts of at least `using.least` blocks of features."""
     rest = tiles % programs
     steps_a, steps_g = triton.cdiv(d_in, using.d), triton.cdiv(d_out, using.d)
     parts = min(programs // rest, (steps_a + steps_g) // using.least) if rest else 0
@@ -85,7 +101,18 @@ def gram(
     input_precision: str = "ieee",
     using: Blocks | None = None,
 ) -> torch.Tensor:
-    """`linear_gram` of operands as they are or, with exponents, in the pieces that `split` made of them."""
+    """Computes `linear_gram` of the operands, or with `exponents` of the pieces that `split` made of them.
+
+    Args:
+        a: activations, (B, T, d_in), or their pieces, (2B, T, d_in).
+        g: backprops, likewise.
+        exponents: of the pieces of a and g.
+        input_precision: of `tl.dot`.
+        using: blocks; by default those of `choose`.
+
+    Returns:
+        ‖AᵀG‖²_F of each sample, (B,) float32.
+    """
     pieces = 1 if exponents is None else 2
     batch, tokens, d_in = a.shape[0] // pieces, *a.shape[1:]
     d_out = g.shape[2]
@@ -96,7 +123,7 @@ def gram(
     parts, rest = cuts.a + cuts.g, batch * tiles - cuts.whole
     partial = a.new_empty(batch, tiles, dtype=torch.float32)
     products = a.new_empty(rest * parts, using.t, using.t, dtype=torch.float32) if parts else None
-    # A descriptor costs more time on the host than it saves where one tile is all there is.
+    # With a single tile a descriptor costs the host more time than it saves.
     described = tiles > 1 and describable(a) and describable(g)
     scale = exponents or (None, None)
     with on_device(g):
@@ -138,13 +165,13 @@ def gram(
                 PIECES=pieces,
                 num_warps=8,
             )
-    # Rounding can leave the sum of a gradient that cancels below zero.
+    # Rounding can make the norm of a gradient that cancels negative.
     return partial[:, 0] if tiles == 1 else partial.sum(1).clamp_(min=0)
 
 
 @triton.jit
 def _stored(partial_ptr, index, i, j, found, a_exponents_ptr, g_exponents_ptr, tiles, PIECES: tl.constexpr):
-    """Stores what tile (i, j) adds to its sample's norm; not below zero where it is all there is."""
+    """Stores what tile (i, j) adds to its sample's norm. A single tile is the norm, which must not be negative."""
     found = unscaled(found, a_exponents_ptr, g_exponents_ptr, index // tiles, PIECES)
     found = tl.where(i == j, found, 2.0 * found)
     # A comparison keeps NaN, a maximum would not.
@@ -153,9 +180,9 @@ def _stored(partial_ptr, index, i, j, found, a_exponents_ptr, g_exponents_ptr, t
 
 @triton.jit
 def triangle(index):
-    """The pair i ≤ j of the index-th element of a triangle that is read column by column."""
+    """Row and column, i ≤ j, of the index-th element of a triangle that is numbered column by column."""
     j = ((tl.sqrt(8.0 * index.to(tl.float32) + 1.0) - 1.0) / 2.0).to(tl.int32)
-    # The float root can be one off either way.
+    # The root in float32 can be off by one in both directions.
     j = tl.where(j * (j + 1) // 2 > index, j - 1, j)
     j = tl.where((j + 1) * (j + 2) // 2 <= index, j + 1, j)
     return index - j * (j + 1) // 2, j
@@ -194,7 +221,7 @@ def gram_tile(
             low = batch + sample
             left_low = tile(x, low, i, d, tokens, width, x_b, x_t, x_d, BLOCK_T, BLOCK_D, DESCRIBED, UPCAST)
             right_low = tile(x, low, j, d, tokens, width, x_b, x_t, x_d, BLOCK_T, BLOCK_D, DESCRIBED, UPCAST)
-            # Tensor cores truncate when they accumulate: a long sum is added outside of them.
+            # Tensor cores truncate when they accumulate, so a long sum is added outside of them.
             block = tl.dot(left_low, right.T)
             block = tl.dot(left, right_low.T, block)
             total += tl.dot(left, right.T, block)

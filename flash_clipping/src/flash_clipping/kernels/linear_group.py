@@ -1,8 +1,8 @@
-"""The Gram form for many layers in one launch, where layers that share their input share its products:
-Σ_j ‖AᵀG_j‖²_F = Σ_{s,t} ⟨a_s, a_t⟩ Σ_j ⟨g_js, g_jt⟩.
+"""The Gram form for many layers in one launch.
 
-One launch instead of one for each layer takes less of the host's time, and no layer waits for the last tiles of
-another. Descriptors of TMA are made on the device, from a table of addresses.
+Layers that share their input share its products: Σ_j ‖AᵀG_j‖²_F = Σ_{s,t} ⟨a_s, a_t⟩ Σ_j ⟨g_js, g_jt⟩. One launch for
+all layers costs the host less than one for each, and no layer waits for the last tiles of another. The TMA descriptors
+are made on the device, from a table of addresses.
 """
 
 from collections.abc import Sequence
@@ -17,28 +17,29 @@ from flash_clipping.kernels.linear_gram import gram_tile, triangle
 from flash_clipping.kernels.table import TYPES, table
 
 _BLOCK_D = 64
-_COLUMNS = 8  # of a row of the table before the addresses of its G
+_COLUMNS = 8  # columns of the table before the addresses of the G
 
 
 class Siblings(NamedTuple):
-    """Layers of one input: activations (B, T, d_in), and the backprops (B, T, d_out) of each, of one layout."""
+    """Layers that share one input: activations (B, T, d_in), and backprops (B, T, d_out) of one layout."""
 
     activations: torch.Tensor
     backprops: list[torch.Tensor]
 
 
 def tiles_of(tokens: int) -> int:
-    """How many tiles of (tokens, tokens) a sample has."""
-    count = triton.cdiv(tokens, _block_t(tokens))
+    """How many tiles the triangle of a sample's (tokens, tokens) matrix has."""
+    count: int = triton.cdiv(tokens, _block_t(tokens))
     return count * (count + 1) // 2
 
 
 def grouped_gram(groups: Sequence[Siblings]) -> torch.Tensor:
-    """Σ_j ‖AᵀG_j‖²_F per group and sample, (n, B) float32, of tensors of 16 bits and one (B, T) that a descriptor
-    can read.
+    """Σ_j ‖AᵀG_j‖²_F of each group and sample, (n, B) float32.
 
-    Tensor cores truncate when they accumulate: the sum over three G of 2,048 features is off by 2.6e-5 on an H200,
-    and that over one by 1.0e-5.
+    Tensors have 16 bits and one (B, T), and a descriptor can read them.
+
+    Tensor cores truncate when they accumulate. On an H200 the sum over three G of 2,048 features is off by 2.6e-5, and
+    the sum over one G by 1.0e-5.
     """
     tensors = [tensor for a, backprops in groups for tensor in (a, *backprops)]
     check_dtypes(*tensors)
@@ -73,7 +74,7 @@ def grouped_gram(groups: Sequence[Siblings]) -> torch.Tensor:
 
     with on_device(partial):
         with_memory(partial.device, launch)
-    # Rounding can leave the sum of a gradient that cancels below zero.
+    # Rounding can make the norm of a gradient that cancels negative.
     return partial.sum(2).clamp_(min=0)
 
 
@@ -101,13 +102,13 @@ def _kernel(
     d_in, d_out = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
     nothing = tl.zeros((BLOCK_T, BLOCK_T), dtype=tl.float32)
     a = _described(tl.load(row), batch, tokens, d_in, tl.load(row + 4), tl.load(row + 5), BLOCK_T, BLOCK_D, DTYPE)
-    # Strides are the descriptor's.
+    # The strides are zero here because the descriptor holds them.
     aa = gram_tile(
         nothing, a, sample, i, j, 0, d_in, batch, tokens, d_in, 0, 0, 0, BLOCK_T, BLOCK_D, 1, "ieee", True, UPCAST
     )
     gg = nothing
     g_b, g_t = tl.load(row + 6), tl.load(row + 7)
-    # One sum: one of its own for each G would truncate less, and takes a third longer.
+    # One sum for all G. A sum for each G would truncate less and take a third longer.
     for k in range(0, tl.load(row + 3).to(tl.int32)):
         g = _described(tl.load(row + FIRST + k), batch, tokens, d_out, g_b, g_t, BLOCK_T, BLOCK_D, DTYPE)
         gg = gram_tile(

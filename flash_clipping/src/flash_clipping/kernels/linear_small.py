@@ -1,4 +1,4 @@
-"""Weight norms of many Linear layers of few tokens: one launch of the Gram form, one tile a sample."""
+"""Weight norms of many Linear layers with few tokens: one launch of the Gram form, with one tile for each sample."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,15 @@ from flash_clipping.kernels.launch import block, check_dtypes, on_device, upcast
 from flash_clipping.kernels.table import TYPES, aligned, places, rows_of, table, within
 from flash_clipping.types import Pair
 
+# The largest number of tokens: both Gram matrices of a sample fit in one tile.
 TOKENS = 64
 
 
 def one_tile_grams(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
-    """‖AᵀG‖²_F of each pair, (n, B) float32, of at most `TOKENS` tokens, one B > 0 and one dtype."""
+    """‖AᵀG‖²_F of each pair and sample, (n, B) float32.
+
+    Pairs have at most `TOKENS` tokens and share B > 0 and the dtype.
+    """
     whole = [(rows_of(a), rows_of(g)) for a, g in pairs]
     tensors = [tensor for pair in whole for tensor in pair]
     check_dtypes(*tensors)
@@ -32,7 +36,7 @@ def one_tile_grams(pairs: Sequence[Pair], input_precision: str) -> torch.Tensor:
             BLOCK_T=block(max(row[2] for row in rows), TOKENS),
             BLOCK_D=64,
             DTYPE=TYPES[g.dtype],
-            # Of 64 tokens an operand is used too little for a split to pay.
+            # With 64 tokens an operand is used too little for a split to pay.
             PRECISION="ieee" if input_precision == "ieee" or g.element_size() == 2 else "tf32x3",
             ALIGNED=aligned(tensors),
             UPCAST=upcast(g),
@@ -72,5 +76,5 @@ def _kernel(
     aa = _gram(a, tokens, d_in, tl.load(row + 6), BLOCK_T, BLOCK_D, PRECISION, ALIGNED, UPCAST)
     gg = _gram(g, tokens, d_out, tl.load(row + 8), BLOCK_T, BLOCK_D, PRECISION, ALIGNED, UPCAST)
     found = tl.sum(aa * gg)
-    # Rounding can leave the sum of a gradient that cancels below zero; a comparison keeps NaN, a maximum would not.
+    # Rounding can make the norm of a gradient that cancels negative. A comparison keeps NaN, a maximum would not.
     tl.store(found_ptr + pair * batch + sample, tl.where(found < 0, 0.0, found))

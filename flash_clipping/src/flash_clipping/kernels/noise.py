@@ -1,4 +1,4 @@
-"""Noise for many tensors in one launch: each element's depends on a key, its parameter and its place there alone."""
+"""Noise for many tensors in one launch. An element's noise depends on a key, its parameter and its index there."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,23 @@ BLOCK = 2048
 
 
 class NoiseTable:
-    """Where the elements of some tensors lie in their parameters; kept on the device between steps.
+    """The ranges of their parameters that some tensors hold, on the device. It is kept between steps.
 
-    Tensors are those of one dtype and device, each contiguous, made of `shard_ranges`.
+    The tensors are contiguous and have one dtype and device.
     """
 
-    def __init__(self, shard_ranges: Sequence[Sequence[ShardRange]], device: torch.device):
+    def __init__(self, ranges: Sequence[Sequence[ShardRange]], device: torch.device):
+        """
+        Args:
+            ranges: of each tensor.
+            device: of the tensors.
+        """
         rows, owners, program = [], [], 0
-        for tensor, parts in enumerate(shard_ranges):
-            for run in parts:
-                blocks = triton.cdiv(run.first % 2 + run.count, BLOCK)
-                at_16 = run.first % 2 == 0 and run.start % 16 == 0 and run.count % 16 == 0
-                rows.append([tensor, run.parameter, run.first, run.start, run.count, program, int(at_16)])
+        for tensor, parts in enumerate(ranges):
+            for part in parts:
+                blocks = triton.cdiv(part.first % 2 + part.size, BLOCK)
+                at_16 = part.first % 2 == 0 and part.start % 16 == 0 and part.size % 16 == 0
+                rows.append([tensor, part.parameter, part.first, part.start, part.size, program, int(at_16)])
                 owners += [len(rows) - 1] * blocks
                 program += blocks
         self.programs = program
@@ -33,28 +38,37 @@ class NoiseTable:
         self.owners = torch.tensor(owners, dtype=torch.int32, device=device)
 
     def add(self, tensors: Sequence[torch.Tensor], key: torch.Tensor, deviation: float) -> None:
-        """Adds normal numbers × deviation to the tensors in place, rounding once; key is int64 on the device."""
+        """Adds N(0, deviation²) to the tensors in place, rounding once.
+
+        Args:
+            tensors: in the order of the ranges.
+            key: 64 bits of the step, (1,) int64 on the device.
+            deviation: standard deviation of the noise.
+        """
         if not self.programs:
             return
-        found = [tensor.data_ptr() for tensor in tensors]
+        addresses = [tensor.data_ptr() for tensor in tensors]
         with on_device(key):
             _kernel[(self.programs,)](
-                table([found], key.device),
+                table([addresses], key.device),
                 self.owners,
                 self.rows,
                 key,
                 deviation,
                 HALF=BLOCK // 2,
                 DTYPE=TYPES[tensors[0].dtype],
-                ALIGNED=not any(address % 16 for address in found),
+                ALIGNED=not any(address % 16 for address in addresses),
                 num_warps=4,
             )
 
 
 @triton.jit
 def _circle(z):
-    """Cosine and sine of 2π z / 2³² for uint32 z, to float32: the nearest quarter turn is taken off exactly, and the
-    rest, within π/4, goes through the polynomials of Cephes' sinf and cosf. libdevice's reduction takes longer."""
+    """Cosine and sine of 2π z / 2³² for uint32 z, accurate to float32.
+
+    The nearest quarter turn is subtracted exactly. The remainder, within π/4, goes through the polynomials of Cephes'
+    sinf and cosf. The argument reduction of libdevice would take longer.
+    """
     quarters = (z + 0x20000000) >> 30
     x = (z - (quarters << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
     y = x * x
@@ -89,14 +103,14 @@ def _kernel(
         nothing + parameter.to(tl.uint32),
         nothing,
     )
-    # As in flash_clipping.philox: 64 bits for the radius.
+    # 64 bits for the radius, as in flash_clipping.philox.
     uniform = x.to(tl.float32) * 2.3283064365386963e-10 + (y.to(tl.float32) + 0.5) * 5.421010862427522e-20
     radius = tl.sqrt(-2.0 * tl.log(uniform))
     cosine, sine = _circle(z)
     noise = tl.join(radius * cosine, radius * sine).reshape(2 * HALF)
     noise *= deviation
     tensor += start
-    # Of an odd first the element before it is drawn too.
+    # Numbers are drawn in pairs: with an odd `first` the number of the element before it is drawn too.
     drawn = 2 * (program - before) * HALF + tl.arange(0, 2 * HALF)
     if ALIGNED and tl.load(row + 6) == 1:
         _added(places(tensor, drawn, True), noise, within(drawn, count, True), DTYPE)

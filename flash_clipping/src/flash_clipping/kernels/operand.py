@@ -1,5 +1,8 @@
-"""How a kernel reads tiles of a (B, T, d) tensor: through a TMA descriptor where its layout allows one, else through
-pointers with any strides. Rows and columns past the end count as zero either way."""
+"""How a kernel reads tiles of a (B, T, d) tensor.
+
+Where the tensor's layout allows it, tiles are read through a TMA descriptor, otherwise through pointers with any
+strides. Rows and columns past the end are zero in both cases.
+"""
 
 import torch
 import triton
@@ -10,7 +13,7 @@ from flash_clipping.kernels.launch import has_tma
 
 
 def describable(tensor: torch.Tensor) -> bool:
-    """Whether TMA can read it: contiguous in d, every other stride and the start a multiple of 16 bytes."""
+    """Whether TMA can read the tensor: contiguous in d, its start and other strides multiples of 16 bytes."""
     batch_stride, token_stride, stride = tensor.stride()
     size = tensor.element_size()
     return (
@@ -25,7 +28,7 @@ def describable(tensor: torch.Tensor) -> bool:
 
 
 def operand(tensor: torch.Tensor, rows: int, columns: int, described: bool) -> torch.Tensor | TensorDescriptor:
-    """What `tile` takes: a descriptor of (rows, columns) blocks, or the tensor itself."""
+    """The argument of a kernel that `tile` reads: a descriptor of (rows, columns) blocks, or the tensor itself."""
     if not described:
         return tensor
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, rows, columns])

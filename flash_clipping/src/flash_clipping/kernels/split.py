@@ -1,8 +1,9 @@
-"""float32 as the sum of two float16: x·2^s = high + low, with one s per sample that brings its largest |x| to 2^13.
+"""float32 as the sum of two float16: x·2^s = high + low, with one exponent s for each sample.
 
-high and low hold 22 bits of x; |x| below 2^-18 of the sample's largest loses bits, as it would when added to it. The
-product of two such tensors is high·high + high·low + low·high, three float16 products on tensor cores (after Ootomo
-and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022); low·low is below rounding.
+s brings the sample's largest |x| to 2^13. high and low hold 22 bits of x. An |x| below 2^-18 of the sample's largest
+loses bits, as it would when it is added to the largest. The product of two such tensors is high·high + high·low +
+low·high, three float16 products on tensor cores; low·low is smaller than rounding. The method is that of Ootomo and
+Yokota, "Recovering single precision accuracy from Tensor Cores", 2022.
 """
 
 from collections.abc import Callable
@@ -13,15 +14,18 @@ import triton.language as tl
 
 from flash_clipping.kernels.launch import block, on_device
 
-# Largest exponent of a scaled value: float16 ends at 2^16, and float32 must hold the square sum of the products.
+# Largest exponent of a scaled value: float16 ends at 2^16, and float32 must hold the sum of squares of the products.
 _TOP = 13
+# Programs for each sample at most: every one of them reads the maxima of all.
 _MAXIMA = 128
+# Tokens that a program reads at a time.
 _ROWS = 8
+# FLOPs for each element of an operand from which a split pays.
 _REUSE = 256
-# Bytes of pieces that may exist at once; a single sample may need more.
+# Bytes of pieces that may exist at once. A single sample may need more.
 _WORKSPACE = 1 << 29
 
-
+# Of the pieces of activations and of backprops, (B,) int32 each.
 Exponents = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -34,12 +38,18 @@ def multiplied(
     reuse: int,
     otherwise: str,
 ) -> torch.Tensor:
-    """`form(a, g, exponents, input_precision=...)` at a precision of `Backend`.
+    """Calls `form(a, g, exponents, input_precision=...)` with operands for the given precision.
+
+    Operands of 16 bits are multiplied exactly at every precision. At "fp16x3" float32 operands are split, some samples
+    at a time, if `reuse` is large enough; otherwise they are multiplied at the precision `otherwise`.
 
     Args:
-        reuse: FLOPs per element of the operands. At "fp16x3" those of float32 are split, some samples at a time,
-            where the reuse pays for it (measured: from about 256 on), and multiplied as `otherwise` where not.
-            Operands of 16 bits are multiplied exactly at every precision.
+        form: computes one value for each sample.
+        activations: (B, T, d_in).
+        backprops: (B, T, d_out).
+        input_precision: as of `get_backend`.
+        reuse: FLOPs for each element of the operands.
+        otherwise: "tf32x3" or "ieee".
     """
     if backprops.element_size() == 2:
         return form(activations, backprops, None, input_precision="ieee")
@@ -58,16 +68,16 @@ def multiplied(
 
 
 def splits(input_precision: str, reuse: int) -> bool:
-    """Whether float32 operands are split at this precision, see `multiplied`."""
+    """Whether float32 operands are split at this precision; see `multiplied`."""
     return input_precision == "fp16x3" and reuse >= _REUSE
 
 
 def split(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pieces of a float32 tensor (B, T, d), and the exponents they were scaled by.
+    """Splits a float32 tensor (B, T, d).
 
     Returns:
-        (2B, T, d) float16 that a descriptor can read: sample b's high is at b, its low at B + b; and (B,) int32.
-        Inf and NaN give NaN.
+        The pieces, (2B, T, d) float16, and the exponents they were scaled by, (B,) int32. Sample b's high is at b and
+        its low at B + b. A descriptor can read the pieces. Inf and NaN give NaN.
     """
     batch, tokens, width = tensor.shape
     pieces = tensor.new_empty(2 * batch, tokens, triton.cdiv(width, 8) * 8, dtype=torch.float16)
@@ -103,7 +113,7 @@ def split(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @triton.jit
 def _places(row, column, last, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Tokens (ROWS, 1) from `row`, features (1, COLUMNS) from `column`, and which are before `last` and `width`."""
+    """Tokens (ROWS, 1) from `row`, features (1, COLUMNS) from `column`, and which are below `last` and `width`."""
     t = (row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     d = (column + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     return t, d, (t < last) & (d < width)
@@ -150,7 +160,7 @@ def _split(
     sample = (program // programs).to(tl.int64)
     index = tl.arange(0, MAXIMA)
     largest = tl.max(tl.load(maxima_ptr + sample * programs + index, mask=index < programs, other=0.0))
-    # The exponent is read from, and the power of two written to, the bits of a float32: both are exact.
+    # The exponent is read from the bits of a float32, and the power of two is made of bits: both are exact.
     exponent = tl.minimum(TOP + 127 - ((largest.to(tl.int32, bitcast=True) >> 23) & 255), 127)
     scale = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
     if program % programs == 0:
@@ -169,13 +179,13 @@ def _split(
 
 @triton.jit
 def _power(exponent):
-    """2^exponent in float64: alone it can leave float32 where its product with what it scales does not."""
+    """2^exponent in float64. It can overflow float32 where its product with the scaled value does not."""
     return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def unscaled_products(products, a_exponents_ptr, g_exponents_ptr, sample, PIECES: tl.constexpr):
-    """Products of scaled operands, without their scale, in float32."""
+    """Undoes the scale of products of scaled operands, in float32."""
     if PIECES == 2:
         power = _power(-(tl.load(a_exponents_ptr + sample) + tl.load(g_exponents_ptr + sample)))
         products = (products.to(tl.float64) * power).to(tl.float32)
@@ -184,7 +194,7 @@ def unscaled_products(products, a_exponents_ptr, g_exponents_ptr, sample, PIECES
 
 @triton.jit
 def unscaled(found, a_exponents_ptr, g_exponents_ptr, sample, PIECES: tl.constexpr):
-    """A sum of squares of products of scaled operands, without their scale."""
+    """Undoes the scale of a sum of squares of products of scaled operands."""
     if PIECES == 2:
         power = _power(-2 * (tl.load(a_exponents_ptr + sample) + tl.load(g_exponents_ptr + sample)))
         found = (found.to(tl.float64) * power).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Tables: what a launch over many tensors reads their addresses, sizes and strides from."""
+"""Tables from which a launch over many tensors reads their addresses, sizes and strides."""
 
 import functools
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 
 
 def table(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """The rows as int64 on the device. Steps that are alike use the same addresses again, and so the same table.
+    """The rows as an int64 tensor on the device.
+
+    Tables are cached: steps of one shape use the same addresses, and so the same table.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured, whose replays would read addresses of this call.
+        RuntimeError: a CUDA graph is being captured. Its replays would read the addresses of this call.
     """
     if device.type != "cuda":
         return _table(tuple(map(tuple, rows)), device, None)
@@ -25,17 +27,17 @@ def table(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device, _: torch.cuda.Stream | None) -> torch.Tensor:
-    # Not pinned: so few bytes travel with the command, and pinning costs as much as a launch.
+    # Not pinned: pinning costs as much as a launch, and so few bytes are copied with the command.
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
-    """A (B, T, d) tensor itself if it is contiguous in d, else a contiguous copy."""
+    """The (B, T, d) tensor if it is contiguous in d, otherwise a contiguous copy."""
     return tensor if tensor.stride(2) == 1 or tensor.shape[2] == 1 else tensor.contiguous()
 
 
 def aligned(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether every token of every (B, T, d) tensor begins at, and takes, a multiple of 16 elements."""
+    """Whether every token of every (B, T, d) tensor starts at a multiple of 16 elements and has a multiple of 16."""
     return all(
         not (t.data_ptr() // t.element_size() | t.stride(0) | t.stride(1) | t.shape[2]) & 15
         and t.data_ptr() % t.element_size() == 0
@@ -45,14 +47,20 @@ def aligned(tensors: Sequence[torch.Tensor]) -> bool:
 
 @triton.jit
 def places(base, offsets, ALIGNED: tl.constexpr):
-    """base + offsets. The compiler learns that every 16th place is a multiple of 16 bytes if `ALIGNED`, which it cannot
-    know of what comes from a table; a hint is lost unless the sum is made in the function that gives it."""
+    """base + offsets.
+
+    If `ALIGNED`, the compiler is told that every 16th address is a multiple of 16 bytes; it cannot know this of an
+    address from a table. The hint is lost unless the sum is computed in the function that gives it.
+    """
     found = base + offsets
     return tl.multiple_of(found, [16] * len(found.shape)) if ALIGNED else found
 
 
 @triton.jit
 def within(place, size, ALIGNED: tl.constexpr):
-    """place < size. If 16 divides the size it holds for 16 neighbours alike, which the compiler has to see to move 16
-    bytes at a time."""
+    """place < size.
+
+    If 16 divides the size, the comparison gives the same for 16 neighbours. The compiler must see that to move 16 bytes
+    at a time.
+    """
     return place // 16 * 16 < size if ALIGNED else place < size

@@ -1,4 +1,4 @@
-"""Per-sample gradients of many biases and of small LayerNorms and RMSNorms in one launch."""
+"""Per-sample gradients of many biases and of many small LayerNorms and RMSNorms, in one launch."""
 
 import functools
 import struct
@@ -14,17 +14,17 @@ from flash_clipping.kernels.table import TYPES, aligned, places, rows_of, table,
 from flash_clipping.planner import WIDEST, is_small
 from flash_clipping.types import TokenSum
 
-# Programs for each processor, so that tokens are read while others are reduced.
+# Programs for each processor: some read tokens while others reduce theirs.
 _PROGRAMS = 8
 _Row = tuple[int, ...]
 _PLAIN, _CENTRED, _SCALED = range(3)
 
 
 def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
-    """Σ_t g_t ⊙ x̂_t of each sample and term side by side, (B, Σ d) float32; see `Backend.token_sums`.
+    """Σ_t g_t ⊙ x̂_t of each sample, of all terms side by side: (B, Σ d) float32. See `Backend.token_sums`.
 
     Raises:
-        ValueError: a term is wider than a program can hold.
+        ValueError: a term has more features than a program can hold.
     """
     if not any(term.activations is not None or is_small(term.backprops) for term in terms):
         return column_sums([term.backprops for term in terms])
@@ -37,15 +37,16 @@ def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
     sums = first.new_empty(chunks, batch, sum(widths), dtype=torch.float32)
     if not sums.numel():
         return sums.sum(0)
-    alike: dict[tuple[torch.dtype, torch.dtype], list[_Row]] = {}
-    held: list[torch.Tensor] = []  # a copy must live until the launch
+    # One launch for each pair of dtypes.
+    launches: dict[tuple[torch.dtype, torch.dtype], list[_Row]] = {}
+    held: list[torch.Tensor] = []  # copies must live until the launch
     start = 0
     for g, x, eps, centred in terms:
         kind = _PLAIN if x is None else _CENTRED if centred else _SCALED
         g, x = rows_of(g), None if x is None else rows_of(x)
         source = g if x is None else x
         held += [g, source]
-        alike.setdefault((g.dtype, source.dtype), []).append(
+        launches.setdefault((g.dtype, source.dtype), []).append(
             (
                 g.data_ptr(),
                 source.data_ptr(),
@@ -60,14 +61,17 @@ def token_sums(terms: Sequence[TokenSum]) -> torch.Tensor:
         start += g.shape[2]
     check_dtypes(*held)
     at_16 = aligned(held)
-    for dtypes, rows in alike.items():
+    for dtypes, rows in launches.items():
         _launch(rows, dtypes, sums, at_16)
     return sums[0] if chunks == 1 else sums.sum(0)
 
 
 @functools.cache
 def _bits(eps: float) -> int:
-    return struct.unpack("q", struct.pack("d", eps))[0]
+    """The bits of a float64, for a table of int64."""
+    bits: int
+    (bits,) = struct.unpack("q", struct.pack("d", eps))
+    return bits
 
 
 def _launch(rows: list[_Row], dtypes: tuple[torch.dtype, torch.dtype], sums: torch.Tensor, at_16: bool) -> None:

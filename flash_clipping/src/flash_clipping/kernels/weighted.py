@@ -1,4 +1,4 @@
-"""Samples times their clip factors: each by itself, and added up."""
+"""Samples times their clip factors: one by one, and summed."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _BLOCK = 2048
 
 
 def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """c_i x_i of x (B, ...) and c (B,) float32, rounded once; contiguous."""
+    """c_i x_i of x (B, ...) and c (B,) float32, rounded once and contiguous."""
     check_dtypes(tensor)
     x = tensor.contiguous()
     out = torch.empty_like(x)
@@ -26,7 +26,7 @@ def scaled(tensor: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def all_scaled(tensors: Sequence[torch.Tensor], factors: torch.Tensor) -> list[torch.Tensor]:
-    """`scaled` of each of some (B, T, d) tensors of one dtype, in one launch."""
+    """`scaled` of each (B, T, d) tensor, in one launch. Tensors share B and the dtype."""
     check_dtypes(*tensors)
     held = [tensor if tensor[:1].is_contiguous() else tensor.contiguous() for tensor in tensors]
     out = tensors[0].new_empty(sum(tensor.numel() for tensor in held))
@@ -52,7 +52,7 @@ def all_scaled(tensors: Sequence[torch.Tensor], factors: torch.Tensor) -> list[t
 
 
 def weighted_sum(gradients: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Σ_i c_i x_i, (n,), of x (B, n) and c (B,) float32: in float32, rounded once."""
+    """Σ_i c_i x_i, (n,), of x (B, n) and c (B,) float32, summed in float32 and rounded once."""
     check_dtypes(gradients)
     x = gradients.contiguous()
     batch, size = x.shape
