@@ -3,11 +3,6 @@
 import sys
 
 import click
-import uvicorn
-
-from service.app import create_app
-from service.settings import get_settings
-from service.telemetry import configure_logging, start_tracing
 
 GRACE_SECONDS = 3
 # A request waits for the database a few times, each time for less than a millisecond. A thread that comes back from
@@ -18,6 +13,12 @@ SWITCH_SECONDS = 0.0005
 @click.command()
 def api() -> None:
     """Serve the REST API and the dashboard."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.settings import get_settings
+    from service.telemetry import configure_logging, start_tracing
+
     settings = get_settings()
     configure_logging(settings)
     start_tracing(settings, "api")

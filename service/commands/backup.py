@@ -4,12 +4,14 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy import make_url
 
 from service.commands.errors import CommandError
-from service.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"
 
@@ -18,6 +20,8 @@ DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"
 @click.argument("folder", type=click.Path(path_type=Path))
 def backup(folder: Path) -> None:
     """Copy database and artifacts into FOLDER, which must be new. The service may run meanwhile."""
+    from service.settings import get_settings
+
     settings = get_settings()
     source, artifacts = _places(settings)
     if not source.exists():
@@ -42,6 +46,8 @@ def backup(folder: Path) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def restore(folder: Path) -> None:
     """Bring back what `backup` put into FOLDER. There must be no database yet; the service must not run."""
+    from service.settings import get_settings
+
     settings = get_settings()
     target, artifacts = _places(settings)
     if not (folder / DATABASE).is_file():
@@ -58,7 +64,9 @@ def restore(folder: Path) -> None:
     click.echo(f"restored {target}; `clipwatch migrate` brings an older one up to date")
 
 
-def _places(settings: Settings) -> tuple[Path, Path]:
+def _places(settings: "Settings") -> tuple[Path, Path]:
+    from sqlalchemy import make_url
+
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite":
         raise CommandError("this is for the embedded database: back PostgreSQL up with pg_dump (docs/operations.md)")

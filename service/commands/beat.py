@@ -5,11 +5,6 @@ import threading
 import click
 
 from service.commands.signals import stop_event
-from service.queue import Notifier, Sweeper
-from service.reconcile import Reconciler
-from service.settings import get_settings
-from service.store import Database
-from service.telemetry import configure_logging
 
 GRACE_SECONDS = 5
 
@@ -17,6 +12,12 @@ GRACE_SECONDS = 5
 @click.command()
 def beat() -> None:
     """Sweep what expired and waits; plan, settle and report checks."""
+    from service.queue import Notifier, Sweeper
+    from service.reconcile import Reconciler
+    from service.settings import get_settings
+    from service.store import Database
+    from service.telemetry import configure_logging
+
     configure_logging(get_settings())
     stop = stop_event()
     settings = get_settings()

@@ -1,45 +1,19 @@
 """`clipwatch doctor`: is everything there that the service needs, and what to do where it is not."""
 
-import shutil
-import subprocess
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import entry_points
-from pathlib import Path
-
 import click
-from pydantic import ValidationError
-from sqlalchemy import select
 
-from service.artifacts import ArtifactFolder
 from service.commands.errors import CommandError
-from service.queue import Notifier
-from service.settings import Settings, get_settings
-from service.store import Database, TokenRepository, is_current, now, one_line
-
-FREE_GIB = 5
-SECONDS = 20
-
-
-class CheckFailed(Exception):
-    """What is wrong, and in the second argument what to do."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """`look` answers what is right, or raises what is wrong; `hint` is for errors that say nothing of it."""
-
-    name: str
-    look: Callable[[Settings], str]
-    hint: str
 
 
 @click.command()
 def doctor() -> None:
     """Check everything the service needs; exit status 3 if something is wrong."""
+    from pydantic import ValidationError
+
+    from service.commands.doctor_checks import CheckFailed, checks
+    from service.settings import get_settings
+    from service.store import one_line
+
     try:
         settings = get_settings()
     except ValidationError as error:
@@ -58,121 +32,3 @@ def doctor() -> None:
             click.echo(f"{click.style('problem', fg='red')} {check.name}: {what}\n        → {hint}")
     if broken:
         raise CommandError(f"{broken} problem{'s' if broken > 1 else ''}")
-
-
-def checks() -> Iterator[Check]:
-    """Those of the service, then those that a worker install adds."""
-    yield Check("data folder", _data_folder, "give the user of the service the right to write there")
-    yield Check("database", _database, "start it, or set CLIPWATCH_DATABASE_URL")
-    yield Check("migrations", _migrations, "run `clipwatch migrate`")
-    yield Check("broker", _broker, "start it, or set CLIPWATCH_BROKER_URL; until then no worker is notified")
-    yield Check("artifacts", _artifacts, "make it writable, or set CLIPWATCH_ARTIFACTS_URL")
-    yield Check("disk", _disk, "free some: `clipwatch prune --older-than 90` removes what is old")
-    yield Check("git", _git, "install git: commits of Opacus are fetched with it")
-    yield Check(
-        "remote", _remote, "check CLIPWATCH_OPACUS_REMOTE and the network; `installed` and `version:` do without"
-    )
-    yield Check("access", _access, "make one: `clipwatch token create NAME`")
-    for entry in entry_points(group="clipwatch.checks"):
-        try:
-            added = entry.load()
-        except ImportError as error:
-            yield Check(entry.name, partial(_missing, str(error)), "pip install 'clipwatch[worker]'")
-        else:
-            yield from added()
-
-
-def _missing(what: str, _: Settings) -> str:
-    raise CheckFailed(what)
-
-
-def _data_folder(settings: Settings) -> str:
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=settings.folder):
-        return str(settings.folder)
-
-
-def _database(settings: Settings) -> str:
-    database = Database(settings.database)
-    try:
-        with database.read() as session:
-            session.execute(select(1))
-        return repr(database.engine.url)
-    finally:
-        database.close()
-
-
-def _migrations(settings: Settings) -> str:
-    database = Database(settings.database)
-    try:
-        if not is_current(database):
-            raise CheckFailed("the database is not at the newest revision")
-        return "at the newest revision"
-    finally:
-        database.close()
-
-
-def _broker(settings: Settings) -> str:
-    notifier = Notifier(settings)
-    try:
-        notifier.check()
-    finally:
-        notifier.close()
-    return "answers"
-
-
-def _artifacts(settings: Settings) -> str:
-    folder, name = ArtifactFolder(settings), f"doctor/{uuid.uuid4().hex}"
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(b"clipwatch")
-        file.flush()
-        folder.put(Path(file.name), name)
-    if folder.read(name) != b"clipwatch":
-        raise CheckFailed("what was written is not what is read")
-    folder.delete(name)
-    return "can be written and read"
-
-
-def _disk(settings: Settings) -> str:
-    places = {"data": settings.folder, "temporary files": Path(tempfile.gettempdir())}
-    free = {name: shutil.disk_usage(path).free / 2**30 for name, path in places.items()}
-    words = ", ".join(f"{gib:.1f} GiB free for {name}" for name, gib in free.items())
-    if min(free.values()) < FREE_GIB:
-        raise CheckFailed(f"{words}: less than {FREE_GIB} GiB")
-    return words
-
-
-def _git(_: Settings) -> str:
-    return _said("git", "--version")
-
-
-def _remote(settings: Settings) -> str:
-    # Nobody is there to be asked for a password.
-    _said("git", "-c", "core.askPass=true", "ls-remote", "--exit-code", settings.opacus_remote, "HEAD")
-    return "answers"
-
-
-def _said(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
-    except FileNotFoundError:
-        raise CheckFailed(f"there is no {command[0]}") from None
-    except subprocess.TimeoutExpired:
-        raise CheckFailed(f"no answer in {SECONDS} s") from None
-    if done.returncode:
-        raise CheckFailed(one_line(done.stderr or f"status {done.returncode}", 200))
-    return done.stdout.strip()
-
-
-def _access(settings: Settings) -> str:
-    where = f"on {settings.host}"
-    if not settings.auth_required:
-        return f"{where} no token is asked for" + ("" if settings.on_loopback else ": everybody is let in")
-    database = Database(settings.database)
-    try:
-        with database.read() as session:
-            if not TokenRepository(session).any_usable(now(session)):
-                raise CheckFailed(f"{where} tokens are asked for, and there is none that is good")
-    finally:
-        database.close()
-    return f"{where} tokens are asked for"

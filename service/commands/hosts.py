@@ -1,17 +1,21 @@
 """`clipwatch hosts`: the hosts of a fleet, and what they do."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from service.settings import get_settings
-from service.store import Database, HostRepository, HostStatus, now
+if TYPE_CHECKING:
+    from service.store import HostStatus
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print an object a host, as a list.")
 def hosts(as_json: bool) -> None:
     """List the hosts of a fleet: address, GPUs, when last heard of, and the comparison that holds them."""
+    from service.settings import get_settings
+    from service.store import Database, HostRepository, now
+
     database = Database(get_settings().database)
     try:
         with database.read() as session:
@@ -34,7 +38,7 @@ def hosts(as_json: bool) -> None:
         )
 
 
-def _document(sight: HostStatus, ago: float) -> dict[str, object]:
+def _document(sight: "HostStatus", ago: float) -> dict[str, object]:
     host = sight.host
     return {
         "name": host.name,

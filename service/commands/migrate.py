@@ -1,14 +1,14 @@
 """`clipwatch migrate`."""
 
 import time
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
 
 from service.commands.errors import CommandError
-from service.settings import get_settings
-from service.store import Database, is_current, one_line
-from service.store import migrate as upgrade
+
+if TYPE_CHECKING:
+    from service.store import Database
 
 POLL_SECONDS = 1.0
 
@@ -22,6 +22,10 @@ POLL_SECONDS = 1.0
 )
 def migrate(wait: float | None) -> None:
     """Bring the database to the tables of this version."""
+    from service.settings import get_settings
+    from service.store import Database
+    from service.store import migrate as upgrade
+
     database = Database(get_settings().database)
     if wait is None:
         upgrade(database)
@@ -30,7 +34,11 @@ def migrate(wait: float | None) -> None:
     click.echo(f"up to date: {database.engine.url!r}")
 
 
-def _await(database: Database, seconds: float) -> None:
+def _await(database: "Database", seconds: float) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from service.store import is_current, one_line
+
     deadline = time.monotonic() + seconds
     while True:
         why = "the database is not at the newest revision"

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
-from service.artifacts import ARMS, ArtifactFolder
-from service.settings import get_settings
-from service.store import Database, PruneRepository, now
+if TYPE_CHECKING:
+    from service.artifacts import ArtifactFolder
+    from service.store import Database, PruneRepository
 
 BATCH = 200
 
@@ -25,6 +26,10 @@ BATCH = 200
 @click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
 def prune(older_than: float, what: str, dry_run: bool) -> None:
     """Forget what finished long ago. What is queued or running stays, whatever its age."""
+    from service.artifacts import ARMS, ArtifactFolder
+    from service.settings import get_settings
+    from service.store import Database, PruneRepository, now
+
     settings = get_settings()
     database, artifacts = Database(settings.database), ArtifactFolder(settings)
     with database.read() as session:
@@ -56,8 +61,10 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
     click.echo(f"forgot {words}")
 
 
-def _artifacts(database: Database, artifacts: ArtifactFolder, before: datetime) -> None:
+def _artifacts(database: "Database", artifacts: "ArtifactFolder", before: datetime) -> None:
     """Files go first: one without a row would never be found again, a row without a file is pruned the next time."""
+    from service.store import PruneRepository
+
     while True:
         with database.read() as session:
             found = PruneRepository(session, before).artifacts(BATCH)
@@ -69,8 +76,10 @@ def _artifacts(database: Database, artifacts: ArtifactFolder, before: datetime) 
             PruneRepository(session, before).forget_artifacts([row_id for row_id, _ in found])
 
 
-def _in_batches(database: Database, before: datetime, forget: Callable[[PruneRepository], int]) -> None:
+def _in_batches(database: "Database", before: datetime, forget: "Callable[[PruneRepository], int]") -> None:
     """Short transactions: workers renew their leases in between."""
+    from service.store import PruneRepository
+
     forgotten = BATCH
     while forgotten == BATCH:
         with database.write() as session:

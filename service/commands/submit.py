@@ -11,8 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from service.commands.api_client import Client
-from service.settings import get_settings
-from service.suites import SuiteError, load
 
 EXIT = {"passed": 0, "failed": 1}
 ERROR, INTERRUPTED = 3, 130
@@ -54,6 +52,8 @@ def submit(
     as_json: bool,
 ) -> None:
     """Submit a comparison: a JSON document in FILE (- is standard input), or the default one, with fields set."""
+    from service.settings import get_settings
+
     settings = get_settings()
     address = server or f"http://{settings.host}:{settings.port}"
     client = Client(address, token)
@@ -87,6 +87,8 @@ def submit(
 
 def _submit_suite(client: Client, name: str, changes: tuple[str, ...], as_json: bool) -> None:
     """Submit each comparison of the suite by itself; their labels begin with the suite's name."""
+    from service.suites import SuiteError, load
+
     try:
         suite = load(name)
     except SuiteError as fault:

@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from service.actions import tokens as actions
-from service.actions.errors import NotFound
-from service.auth import Scope
 from service.commands.errors import CommandError
-from service.settings import get_settings
-from service.store import Database, is_current
+
+if TYPE_CHECKING:
+    from service.store import Database
+
+SCOPES = ("read", "submit", "admin")
 
 
 @click.group()
@@ -25,8 +26,8 @@ def token() -> None:
 @click.argument("name")
 @click.option(
     "--scope",
-    type=click.Choice([scope.value for scope in Scope]),
-    default=Scope.SUBMIT.value,
+    type=click.Choice(SCOPES),
+    default="submit",
     show_default=True,
     help="read: look; submit: also submit, cancel and rerun; admin: also create tokens over HTTP.",
 )
@@ -34,6 +35,9 @@ def token() -> None:
 @click.option("--never-expires", is_flag=True, help="The token is valid until it is revoked.")
 def create(name: str, scope: str, days: int, never_expires: bool) -> None:
     """Create a token for NAME. It is printed on standard output and never shown again."""
+    from service.actions import tokens as actions
+    from service.auth import Scope
+
     if not 1 <= len(name) <= 100 or not name.isprintable():
         raise click.BadParameter("1 to 100 printable characters", param_hint="NAME")
     lifetime = None if never_expires else timedelta(days=days)
@@ -47,6 +51,8 @@ def create(name: str, scope: str, days: int, never_expires: bool) -> None:
 @token.command(name="list")
 def list_tokens() -> None:
     """Show every token that was ever created, without its secret."""
+    from service.actions import tokens as actions
+
     table = Table("id", "name", "scope", "created", "expires", "last used", "")
     with _database() as database:
         rows, moment = actions.list_tokens(database)
@@ -62,6 +68,9 @@ def list_tokens() -> None:
 @click.argument("token_id", metavar="ID")
 def revoke(token_id: str) -> None:
     """Revoke a token, by the id that `list` shows, and end the dashboard sessions that were begun with it."""
+    from service.actions import tokens as actions
+    from service.actions.errors import NotFound
+
     try:
         with _database() as database:
             actions.revoke_token(database, token_id)
@@ -71,7 +80,10 @@ def revoke(token_id: str) -> None:
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database() -> Iterator["Database"]:
+    from service.settings import get_settings
+    from service.store import Database, is_current
+
     database = Database(get_settings().database)
     try:
         if not is_current(database):

@@ -12,17 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from pydantic import ValidationError
 
-from service.actions.tokens import create_token
-from service.auth import Scope
 from service.commands.children import Children
 from service.commands.errors import CommandError
 from service.commands.signals import stop_event
-from service.settings import Settings, get_settings
-from service.store import Database, migrate
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 READY_SECONDS = 60
 POLL_SECONDS = 0.2
@@ -40,6 +39,8 @@ DEMO_LIFETIME = timedelta(hours=1)
 @click.option("--demo", is_flag=True, help="Submit a small comparison, print its verdict, and go on serving.")
 def up(worker: bool, demo: bool, **given: object) -> None:
     """Start API, beat and worker; Ctrl-C ends them all."""
+    from service.store import Database, migrate
+
     settings = _settings({name: value for name, value in given.items() if value is not None})
     _refuse_taken_port(settings)
     database = Database(settings.database)
@@ -62,7 +63,7 @@ def up(worker: bool, demo: bool, **given: object) -> None:
 
 
 @contextmanager
-def _submitted(options: Sequence[str], settings: Settings) -> Iterator[None]:
+def _submitted(options: Sequence[str], settings: "Settings") -> Iterator[None]:
     """`clipwatch submit --wait` beside what the context does; leaving the context ends it."""
     command = [sys.executable, "-m", "service.cli", "submit", "--wait", "--server", address_of(settings), *options]
     # A session of its own, as for the children: Ctrl-C at the terminal is for `up` to hear.
@@ -77,8 +78,12 @@ def _submitted(options: Sequence[str], settings: Settings) -> Iterator[None]:
         process.wait()
 
 
-def _own_token(settings: Settings) -> str:
+def _own_token(settings: "Settings") -> str:
     """A new token that is valid for as long as the demo may take."""
+    from service.actions.tokens import create_token
+    from service.auth import Scope
+    from service.store import Database
+
     database = Database(settings.database)
     try:
         return create_token(database, "demo", Scope.SUBMIT, DEMO_LIFETIME).text
@@ -86,20 +91,24 @@ def _own_token(settings: Settings) -> str:
         database.close()
 
 
-def address_of(settings: Settings) -> str:
+def address_of(settings: "Settings") -> str:
     """Where a browser on this machine finds the service."""
     host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
-def _settings(given: dict[str, object]) -> Settings:
+def _settings(given: dict[str, object]) -> "Settings":
+    from pydantic import ValidationError
+
+    from service.settings import get_settings
+
     try:
         return get_settings().model_copy(update=given)
     except ValidationError as error:
         raise click.UsageError(str(error)) from error
 
 
-def _refuse_taken_port(settings: Settings) -> None:
+def _refuse_taken_port(settings: "Settings") -> None:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -112,7 +121,7 @@ def _refuse_taken_port(settings: Settings) -> None:
         ) from error
 
 
-def _wait_until_ready(settings: Settings, children: Children, stop: threading.Event) -> bool:
+def _wait_until_ready(settings: "Settings", children: Children, stop: threading.Event) -> bool:
     """Whether the service answers that it is ready before a child dies or a signal comes."""
     reason = "it does not answer"
     for _ in range(int(READY_SECONDS / POLL_SECONDS)):

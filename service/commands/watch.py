@@ -1,16 +1,15 @@
 """`clipwatch watch`."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import click
 
-from service.checks.rules_file import RulesError
 from service.commands.errors import CommandError
 from service.commands.signals import stop_event
-from service.git import GitError
-from service.github.watch import Watch
-from service.settings import get_settings
-from service.store import Database
+
+if TYPE_CHECKING:
+    from service.github.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +21,12 @@ def watch(once: bool) -> None:
 
     `clipwatch beat` makes checks of what it sees. Pull requests are not seen: git does not say whose they are.
     """
+    from service.checks.rules_file import RulesError
+    from service.git import GitError
+    from service.github.watch import Watch
+    from service.settings import get_settings
+    from service.store import Database
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     settings = get_settings()
     if settings.rules is None:
@@ -42,8 +47,11 @@ def watch(once: bool) -> None:
         database.close()
 
 
-def _look(watching: Watch) -> None:
+def _look(watching: "Watch") -> None:
     """A remote that is away, or rules being edited, are there again at the next look."""
+    from service.checks.rules_file import RulesError
+    from service.git import GitError
+
     try:
         moved = watching.look()
     except (GitError, RulesError) as error:

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -26,8 +26,9 @@ from worker.commands.workload_options import (
     workload_from,
     workload_options,
 )
-from worker.launch import LocalLauncher
-from worker.runner import Outcome, run_comparison
+
+if TYPE_CHECKING:
+    from worker.runner import Outcome
 
 
 @click.command()
@@ -63,7 +64,10 @@ def compare(**options: Any) -> None:
     sys.exit(EXIT.get(outcome.verdict, ERROR))
 
 
-def _compare(comparison: Comparison, folder: Path, stop: threading.Event) -> Outcome:
+def _compare(comparison: Comparison, folder: Path, stop: threading.Event) -> "Outcome":
+    from worker.launch import LocalLauncher
+    from worker.runner import run_comparison
+
     modes = {"reference": comparison.reference.mode, "candidate": comparison.candidate.mode}
     labels = {role: f"{role} {mode}" for role, mode in modes.items()}
     labels |= {"oracle": "oracle", "repeat": f"repeat {comparison.candidate.mode}"}
@@ -71,7 +75,7 @@ def _compare(comparison: Comparison, folder: Path, stop: threading.Event) -> Out
         return run_comparison(comparison, folder, launcher=LocalLauncher(), observer=observer, stop=stop)
 
 
-def _print_outcome(outcome: Outcome, folder: Path) -> None:
+def _print_outcome(outcome: "Outcome", folder: Path) -> None:
     console = Console()
     if outcome.arms:
         print_arms(console, outcome.arms)
@@ -83,7 +87,7 @@ def _print_outcome(outcome: Outcome, folder: Path) -> None:
     click.echo(f"Records, logs and plots: {folder}")
 
 
-def _document(comparison: Comparison, outcome: Outcome) -> dict[str, Any]:
+def _document(comparison: Comparison, outcome: "Outcome") -> dict[str, Any]:
     return {
         "verdict": outcome.verdict.value,
         "comparison": plain(comparison),

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from service.contract import ArmStart, Gate, Judgement, StepRecord, Subject
-from worker.runner import ArmOutcome
+
+if TYPE_CHECKING:
+    from worker.runner import ArmOutcome
 
 # Where no terminal follows along, a line every tenth of an arm.
 LINES_PER_ARM = 10
@@ -103,7 +106,7 @@ def _gate_name(gate: Gate) -> str:
     return gate.metric if gate.subject is Subject.COMPARISON else f"{gate.subject}: {gate.metric}"
 
 
-def print_arms(console: Console, arms: dict[str, ArmOutcome]) -> None:
+def print_arms(console: Console, arms: "dict[str, ArmOutcome]") -> None:
     """One column an arm: what ran, and what it cost."""
     table = Table("", *arms)
     for label, values in _arm_rows(list(arms.values())):
@@ -111,7 +114,7 @@ def print_arms(console: Console, arms: dict[str, ArmOutcome]) -> None:
     console.print(table)
 
 
-def _arm_rows(arms: list[ArmOutcome]) -> Iterator[tuple[str, list[str]]]:
+def _arm_rows(arms: "list[ArmOutcome]") -> Iterator[tuple[str, list[str]]]:
     yield "mode", [str(a.spec.arm.mode) for a in arms]
     yield (
         "world size × device",
@@ -131,7 +134,7 @@ def _arm_rows(arms: list[ArmOutcome]) -> Iterator[tuple[str, list[str]]]:
     )
 
 
-def _opacus(arm: ArmOutcome) -> str:
+def _opacus(arm: "ArmOutcome") -> str:
     version = arm.record.start.versions["opacus"] if arm.record.start else "?"
     kind, _, name = arm.spec.arm.opacus.partition(":")
     return f"{version} ({kind} {name[:12]})" if kind == "commit" else f"{version} ({kind})"

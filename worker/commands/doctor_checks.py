@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from service.commands.doctor import Check, CheckFailed
+from service.commands.doctor_checks import Check, CheckFailed
 from service.settings import Settings
 from worker.fleet.membership import HostError, describe_host
 from worker.launch import LaunchError
@@ -23,8 +23,8 @@ def checks() -> Iterator[Check]:
 
 def _versions(_: Settings) -> str:
     # Late: torch takes seconds to import.
-    import opacus  # noqa: PLC0415
-    import torch  # noqa: PLC0415
+    import opacus
+    import torch
 
     names = [f"torch {torch.__version__}", f"opacus {opacus.__version__}"]
     try:
@@ -35,8 +35,8 @@ def _versions(_: Settings) -> str:
 
 
 def _devices(_: Settings) -> str:
-    import torch  # noqa: PLC0415
-    import torch.distributed as dist  # noqa: PLC0415
+    import torch
+    import torch.distributed as dist
 
     if not torch.cuda.is_available():
         if torch.version.cuda:

@@ -11,7 +11,6 @@ import click
 
 from service.commands.signals import stop_event
 from service.contract import Verdict
-from worker.runner import Stopped
 
 EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1}
 ERROR, INTERRUPTED = 3, 130
@@ -21,6 +20,8 @@ T = TypeVar("T")
 
 def interruptible(work: Callable[[threading.Event], T]) -> T:
     """Run `work(stop)`; Ctrl-C or SIGTERM sets `stop`, and the program ends once the arms have."""
+    from worker.runner import Stopped
+
     try:
         return work(stop_event())
     except Stopped:

@@ -1,13 +1,15 @@
 """Where a command that runs arms writes, and how it prints an arm."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.contract import plain
 from worker.commands.workload_options import Command
-from worker.runner import ArmOutcome
+
+if TYPE_CHECKING:
+    from worker.runner import ArmOutcome
 
 
 def run_options(command: Command) -> Command:
@@ -22,7 +24,7 @@ def run_options(command: Command) -> Command:
     )(command)
 
 
-def arm_document(arm: ArmOutcome) -> dict[str, Any]:
+def arm_document(arm: "ArmOutcome") -> dict[str, Any]:
     # The sketches of every parameter are for the record, not for who reads an outcome.
     last_step = arm.record.steps[-1].model_copy(update={"parameters": None}) if arm.record.steps else None
     return {

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -18,12 +19,13 @@ from worker.commands.console import stderr_console
 from worker.commands.interrupts import interruptible
 from worker.commands.suite import share_cores, suite_from
 from worker.commands.workload_options import choice
-from worker.launch.fork.launcher import ForkLauncher
-from worker.runner.suite import Result, on_device
 from worker.selftest.fault import Fault
 from worker.selftest.load import DEFAULT_FOLDER, FaultsError, environment_with, load_faults
-from worker.selftest.run import Detection, SelfTest, SuiteMember, members_of
-from worker.selftest.table import document, markdown, print_table, summary
+
+if TYPE_CHECKING:
+    from worker.launch.fork.launcher import ForkLauncher
+    from worker.runner.suite import Result
+    from worker.selftest.run import Detection, SuiteMember
 
 NOT_FOUND = 1
 
@@ -66,6 +68,11 @@ def selftest(
         for fault in faults:
             click.echo(f"{fault.id}: {fault.words} ({fault.where})")
         return
+    from worker.launch.fork.launcher import ForkLauncher
+    from worker.runner.suite import on_device
+    from worker.selftest.run import members_of
+    from worker.selftest.table import document, markdown, print_table, summary
+
     members = members_of([on_device(suite_from(name), Device(device)) for name in suites or ("parity", "clipping")])
     share_cores(jobs)
     with (
@@ -97,14 +104,16 @@ def _chosen(folder: Path, ids: tuple[str, ...]) -> list[Fault]:
 
 
 def _run(
-    members: list[SuiteMember],
+    members: "list[SuiteMember]",
     faults: list[Fault],
     folder: Path,
-    launcher: ForkLauncher,
+    launcher: "ForkLauncher",
     stop: threading.Event,
     jobs: int,
     every: bool,
-) -> list[Detection]:
+) -> "list[Detection]":
+    from worker.selftest.run import SelfTest
+
     console, test = stderr_console(), SelfTest(folder, launcher, stop, jobs)
     passed = test.clean(members, lambda result: _report_clean(console, result))
     if not passed:
@@ -112,7 +121,7 @@ def _run(
     console.print(f"{len(passed)} of {len(members)} comparisons pass without a fault and take part.", highlight=False)
     done: list[Detection] = []
 
-    def report(detection: Detection) -> None:
+    def report(detection: "Detection") -> None:
         done.append(detection)
         words = "found" if detection.found else "[bold red]not found[/bold red]"
         words = f"{detection.fault.id} {words} ({detection.seconds:.1f} s)"
@@ -121,7 +130,7 @@ def _run(
     return test.detect(passed, faults, every=every, report=report)
 
 
-def _report_clean(console: Console, result: Result) -> None:
+def _report_clean(console: Console, result: "Result") -> None:
     if result.outcome.verdict is not Verdict.PASSED:
         words = f"{result.comparison.name}: {result.outcome.verdict} without any fault. {result.words}"
         console.print(words, style="bold red", highlight=False, markup=False)

@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,11 +19,12 @@ from service.contract import Device, Suite, Verdict, plain
 from service.suites import SuiteError, built_in, load
 from worker.commands.console import stderr_console
 from worker.commands.interrupts import ERROR, EXIT, fresh_folder, interruptible
-from worker.commands.source_options import source_options, with_source
+from worker.commands.source_options import ROLES, source_options, with_source
 from worker.commands.workload_options import choice
-from worker.launch import Launcher, LocalLauncher
-from worker.launch.fork.launcher import ForkLauncher
-from worker.runner.suite import ARMS, Result, on_device, run_suite, verdict_of, with_arms
+
+if TYPE_CHECKING:
+    from worker.launch import Launcher
+    from worker.runner.suite import Result
 
 COLOURS = {Verdict.PASSED: "green", Verdict.FAILED: "bold red"}
 
@@ -63,7 +64,7 @@ def show(name: str, as_json: bool) -> None:
 @suite.command()
 @click.argument("name")
 @click.option("--device", type=choice(Device), help="Where arms run, whatever the suite says.")
-@source_options(*ARMS)
+@source_options(*ROLES)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Comparisons at a time.")
 @click.option("--fast", is_flag=True, help="Fork arms from a process that has imported torch, in place of torchrun.")
 @click.option(
@@ -76,6 +77,10 @@ def run(
     name: str, device: str | None, jobs: int, fast: bool, output: Path | None, as_json: bool, **sources: Any
 ) -> None:
     """Run the comparisons of NAME, a built-in suite or a TOML file."""
+    from worker.launch import LocalLauncher
+    from worker.launch.fork.launcher import ForkLauncher
+    from worker.runner.suite import on_device, verdict_of, with_arms
+
     loaded = with_arms(suite_from(name), lambda role, arm: with_source(arm, sources, role))
     if device is not None:
         loaded = on_device(loaded, Device(device))
@@ -107,10 +112,12 @@ def share_cores(jobs: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
 
 
-def _run(suite: Suite, folder: Path, launcher: Launcher, stop: threading.Event, jobs: int) -> list[Result]:
+def _run(suite: Suite, folder: Path, launcher: "Launcher", stop: threading.Event, jobs: int) -> "list[Result]":
+    from worker.runner.suite import run_suite
+
     console, total, done = stderr_console(), len(suite.comparisons), []
 
-    def report(result: Result) -> None:
+    def report(result: "Result") -> None:
         done.append(result)
         verdict = _coloured(result.outcome.verdict)
         console.print(
@@ -125,7 +132,9 @@ def _coloured(verdict: Verdict) -> str:
     return f"[{colour}]{verdict}[/{colour}]"
 
 
-def _print(suite: Suite, results: list[Result], folder: Path) -> None:
+def _print(suite: Suite, results: "list[Result]", folder: Path) -> None:
+    from worker.runner.suite import verdict_of
+
     console = Console()
     table = Table("comparison", "verdict", "seconds", "first finding", title=suite.name)
     for result in results:
@@ -136,7 +145,9 @@ def _print(suite: Suite, results: list[Result], folder: Path) -> None:
     click.echo(f"Records, logs and plots: {folder}")
 
 
-def _document(suite: Suite, results: list[Result]) -> dict[str, Any]:
+def _document(suite: Suite, results: "list[Result]") -> dict[str, Any]:
+    from worker.runner.suite import verdict_of
+
     return {
         "suite": suite.name,
         "verdict": verdict_of(results).value,

@@ -6,14 +6,13 @@ Exit status: 0 trained, 2 usage, 3 error, 130 interrupted.
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from service.commands.errors import CommandError
 from service.contract import Arm, ArmSpec, Mode, Workload
-from service.settings import get_settings
 from worker.commands.console import ProgressObserver, print_arms, stderr_console
 from worker.commands.interrupts import fresh_folder, interruptible
 from worker.commands.run_output import arm_document, run_options
@@ -25,10 +24,9 @@ from worker.commands.workload_options import (
     workload_from,
     workload_options,
 )
-from worker.launch import LocalLauncher
-from worker.runner import ArmOutcome
-from worker.runner.follow import run_arm
-from worker.runner.prepare import CannotPrepare, make_checkout, prepare
+
+if TYPE_CHECKING:
+    from worker.runner import ArmOutcome
 
 
 @click.command()
@@ -39,6 +37,8 @@ from worker.runner.prepare import CannotPrepare, make_checkout, prepare
 @run_options
 def train(**options: Any) -> None:
     """Train a workload in one mode and record it."""
+    from worker.runner.prepare import CannotPrepare
+
     workload = workload_from(options)
     arm = arm_from(options["mode"], options)
     arm, folder = with_source(arm, options), fresh_folder(options["output"])
@@ -55,7 +55,12 @@ def train(**options: Any) -> None:
         raise CommandError(outcome.error.message)
 
 
-def _train(workload: Workload, arm: Arm, folder: Path, stop: threading.Event) -> ArmOutcome:
+def _train(workload: Workload, arm: Arm, folder: Path, stop: threading.Event) -> "ArmOutcome":
+    from service.settings import get_settings
+    from worker.launch import LocalLauncher
+    from worker.runner.follow import run_arm
+    from worker.runner.prepare import make_checkout, prepare
+
     launcher, checkout = LocalLauncher(), make_checkout(get_settings())
     with ProgressObserver(stderr_console(), {"arm": f"training {arm.mode}"}).shown() as observer:
         ready = prepare({"arm": arm}, launcher=launcher, checkout=checkout, observer=observer, stop=stop)["arm"]

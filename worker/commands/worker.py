@@ -3,14 +3,13 @@
 import click
 
 from service.commands.errors import CommandError
-from worker.launch import LaunchError
 
 
 @click.command()
 def worker() -> None:
     """Serve comparisons from the queue."""
-    # Late: the service's own dependencies are not needed to compare without it.
-    from worker.tasks import main  # noqa: PLC0415
+    from worker.launch import LaunchError
+    from worker.tasks import main
 
     try:
         main()

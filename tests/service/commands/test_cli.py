@@ -2,21 +2,27 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
 from datetime import timedelta
 
+import click
 import pytest
 import uvicorn
 
+from service import cli
 from service.app import create_app
+from service.auth import Scope
+from service.commands.token import SCOPES
 from service.contract import Verdict
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonFilter, ComparisonRepository, Database, is_current, now
 from service.suites import load
 from tests.service.documents import result, tiny
 from tests.waiting import until
+from worker.commands import SHORT_HELP
 
 WITHOUT_TORCH = """
 import importlib.abc, sys
@@ -66,6 +72,49 @@ def test_help_lists_every_command_in_both_installs() -> None:
         assert shown.returncode == 0
         for command in ("up", "api", "beat", "migrate", "submit", "compare", "train", "worker"):
             assert f"\n  {command} " in shown.stdout
+
+
+HELP_OF_EVERY_COMMAND = """
+import sys
+from click.testing import CliRunner
+from service.cli import cli
+heavy = {"alembic", "celery", "fastapi", "kubernetes", "matplotlib", "numpy", "opacus", "redis", "scipy", "sqlalchemy",
+         "torch", "triton"}
+def look(command, *names):
+    shown = CliRunner().invoke(cli, [*names, "--help"])
+    assert "Usage" in shown.output, names
+    if loaded := heavy & set(sys.modules):
+        sys.exit(f"{' '.join(names)} --help imports {sorted(loaded)}")
+    for name in getattr(command, "list_commands", lambda _: ())(None):
+        look(command.get_command(None, name), *names, name)
+look(cli)
+"""
+
+
+def test_no_help_imports_what_only_a_running_command_needs() -> None:
+    shown = run(program=("-c", HELP_OF_EVERY_COMMAND))
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [((), 1.0), (("compare",), 2.0), (("api",), 2.0)])
+def test_help_is_quick(arguments, seconds) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run(*arguments, "--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
+
+
+def test_the_list_of_commands_says_what_their_docstrings_say() -> None:
+    context = click.Context(cli.cli)
+    listed = cli.OWN | SHORT_HELP
+    assert list(listed) == cli.cli.list_commands(context)
+    for name, text in listed.items():
+        command = cli.cli.get_command(context, name)
+        assert text == " ".join(command.help.partition("\n\n")[0].split()), name
+
+
+def test_a_token_can_have_every_scope() -> None:
+    assert list(SCOPES) == [scope.value for scope in Scope]
 
 
 @pytest.mark.parametrize(
