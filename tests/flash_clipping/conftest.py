@@ -14,7 +14,7 @@ def two_threads():
 
 
 def pytest_configure():
-    """A run that is meant for one Opacus must not pass on another."""
-    expected = os.environ.get("CLIPWATCH_TEST_OPACUS")
+    """Stops a run that is meant for one version of Opacus and finds another."""
+    expected = os.environ.get("FLASH_CLIPPING_TEST_OPACUS")
     if expected and opacus.__version__ != expected:
         raise pytest.UsageError(f"these tests were to run on Opacus {expected}, not {opacus.__version__}")

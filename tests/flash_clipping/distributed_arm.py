@@ -1,6 +1,7 @@
-"""What torchrun runs in test_distributed.py: trains with each mode and reduction, and saves what rank 0 gathered.
+"""The program that test_distributed.py runs under torchrun. It trains with each mode and reduction.
 
-Arguments: the output file. Each global batch is dealt out unevenly; some ranks get nothing.
+The argument is the file in which rank 0 saves the results of all ranks. Global batches are split unevenly, and some
+ranks get no sample.
 """
 
 import sys
@@ -18,8 +19,7 @@ CASES = [("flash_fsdp", *case) for case in pairwise(["mean", "sum"], [0.0, 1.0])
 CASES += [("flash", "mean", 1.0), ("flash", "sum", 0.0), ("hsdp", "mean", 1.0)]
 CASES += [("counter", "sum", 1.0), ("counter_hsdp", "mean", 1.0)]
 LR = 0.02
-
-
+# param_dtype and reduce_dtype of a mixed precision policy.
 REDUCED = [(None, torch.bfloat16), (torch.bfloat16, None), (torch.bfloat16, torch.float32)]
 
 
@@ -28,7 +28,7 @@ def shard(model):
 
 
 def shard_hybrid(model):
-    """HSDP: replicated over all ranks but pairs, sharded over those."""
+    """HSDP: parameters are sharded over pairs of ranks and replicated over the pairs."""
     world = dist.get_world_size()
     shape = (world // 2, 2) if world % 2 == 0 and world > 2 else (world, 1)
     return shard_over(model, init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
@@ -42,7 +42,7 @@ def shard_over(model, mesh, policy=None):
 
 
 def sums_under(policy, rank, world):
-    """Σ clipped of a batch of 8 after the reduction, in float32 parameters."""
+    """The reduced clipped gradients of a batch of 8, by name, with float32 parameters."""
     model = shard_over(make_model(), init_device_mesh("cpu", (world,)), policy)
     _, module, _, criterion, loader = make_private(model, "flash_fsdp", reduction="sum")
     ids, labels = next(iter(loader))
@@ -55,7 +55,7 @@ def full(tensor):
 
 
 def deal(count: int, world: int) -> list[range]:
-    """Slices of a batch: rank 0 takes all of a batch of one or two, else a half; the others share the rest."""
+    """Slices of a batch by rank. Rank 0 gets a half, or all of one or two samples; the others share the rest."""
     first = count if count <= 2 or world == 1 else count // 2
     rest = [first + (count - first) * k // max(1, world - 1) for k in range(world)]
     return [range(first), *(range(rest[k], rest[k + 1]) for k in range(world - 1))]
@@ -66,7 +66,7 @@ def noise_of(case) -> str:
 
 
 def train(mode, reduction, sigma, rank, world, wrap, noise="opacus"):
-    """Two virtual steps an optimizer step, over batches of 8, 8 and 2."""
+    """Trains on batches of 8, 8 and 2, with two virtual steps for each optimizer step."""
     model = wrap(make_model())
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     engine, module, optimizer, criterion, loader = make_private(

@@ -26,7 +26,7 @@ from tests.flash_clipping.model import make_data, make_model, make_private, rela
 torch.set_num_threads(1)
 awkward = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 batches, tokens = st.integers(0, 3), st.integers(1, 70)
-# Multiples of 16 are read 16 bytes at a time.
+# Widths that are multiples of 16 are read 16 bytes at a time.
 widths = st.integers(1, 40) | st.sampled_from([16, 32, 48])
 dtypes = st.sampled_from(norms.DTYPES)
 
@@ -65,7 +65,7 @@ def test_linear_over_several_tiles(form, shape, dtype, precision):
 
 @pytest.mark.parametrize("shape", [(2, 130, 72, 128), (1, 40, 24, 256), (1, 100, 896, 384)])
 def test_layers_that_share_their_input(shape):
-    """One to four of them in one launch, in one tile and several."""
+    """One to four tensors in one launch, in one tile or several."""
     batch, length, d_in, d_out = shape
     for dtype in (torch.bfloat16, torch.float16):
         groups, expected = [], []
@@ -81,7 +81,7 @@ def test_layers_that_share_their_input(shape):
 
 
 def test_layers_that_fill_the_card_by_themselves():
-    """45 tiles on the interpreter's five processors: those of one input are one launch, the other is by itself."""
+    """45 tiles on the interpreter's five processors: only layers that share an input share a launch."""
     a, b, *several = (torch.randn(1, 1100, 1152).half() for _ in range(5))
     pairs = [Pair(a, several[0]), Pair(b, several[1]), Pair(a, several[2])]
     found = kernels.linear_weights(pairs, input_precision="ieee")
@@ -137,7 +137,7 @@ def test_parts_of_a_cut_tile_cover_every_feature_once(tiles, widths, block, prog
         return
     assert cuts.whole % programs == 0
     assert cuts.a + cuts.g >= 2
-    # One part more than planned where a tensor must have one of its own.
+    # One part more than planned, where both tensors must have at least one.
     assert (tiles - cuts.whole) * (cuts.a + cuts.g - 1) <= programs
     for parts, step, width in ((cuts.a, cuts.a_step, widths[0]), (cuts.g, cuts.g_step, widths[1])):
         assert step % block == 0
@@ -152,7 +152,7 @@ def in_pieces(form, a, g):
 @given(data=st.data())
 @settings(awkward, max_examples=15)
 def test_linear_in_pieces(form, data):
-    """Samples of very different size, tokens of different size, any layout: 1e-6 of the norm."""
+    """With samples and tokens of very different size, in any layout, the error is below 1e-6 of the norm."""
     batch, length = data.draw(batches.filter(bool)), data.draw(tokens)
     a = data.draw(norms.tensors(batch, length, data.draw(widths), torch.float32))
     g = data.draw(norms.tensors(batch, length, data.draw(widths), torch.float32))
@@ -164,7 +164,7 @@ def test_linear_in_pieces(form, data):
 @pytest.mark.parametrize("size", [1.0, 1e-8])
 @pytest.mark.parametrize("form", [direct, gram])
 def test_every_product_of_pieces_counts(form, size):
-    """One number times one number: nothing averages the error out."""
+    """One number times one number: errors cannot average out."""
     a, g = size * torch.randn(8, 1, 1), size * torch.randn(8, 1, 1)
     expected = norms.linear(a, g)
     assert ((in_pieces(form, a, g) - expected).abs() / expected).max() < 1e-6
@@ -210,7 +210,7 @@ def test_linear_gradients(data):
 
 
 def test_linear_gradients_in_pieces(monkeypatch):
-    """Samples of very different size, some at a time."""
+    """Samples of very different size, split some at a time."""
     a, g = torch.randn(5, 20, 33), torch.randn(5, 20, 50) * torch.logspace(-12, 12, 5)[:, None, None]
     monkeypatch.setattr(sys.modules["flash_clipping.kernels.split"], "_WORKSPACE", 2 * 4 * 20 * 83)
     monkeypatch.setattr(sys.modules["flash_clipping.kernels.split"], "_REUSE", 1)
@@ -248,7 +248,7 @@ def test_scaled_and_weighted_sum(data):
 @given(data=st.data())
 @settings(awkward, max_examples=15)
 def test_many_pairs_at_once(data):
-    """Of any number of tokens, some of one shape."""
+    """Pairs of any number of tokens, some of them of one shape."""
     batch, dtype = data.draw(st.integers(1, 3)), data.draw(dtypes)
     shapes = data.draw(st.lists(st.tuples(st.integers(1, 90), widths, widths), min_size=1, max_size=3))
     pairs = [
@@ -304,7 +304,7 @@ def test_noise_is_that_of_plain_torch(places, key):
 
 
 def test_noise_is_rounded_once():
-    """In float16: of bfloat16 the interpreter cuts off what a GPU rounds."""
+    """In float16, because the interpreter truncates to bfloat16 where a GPU rounds."""
     before = torch.randn(3000).half()
     after, exact = before.clone(), before.float()
     for tensor in (after, exact):

@@ -1,4 +1,4 @@
-"""A small transformer-like model that takes every way to a norm, and the oracle it is held to."""
+"""A small transformer-like model with every kind of sampler, and the oracle that gives the expected numbers."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ CLIP = 0.5
 
 
 class Gain(nn.Module):
-    """A layer no sampler knows: functorch."""
+    """A layer without any sampler: functorch computes its gradients."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Gain(nn.Module):
 
 
 class Shift(nn.Module):
-    """A layer with an Opacus norm sampler and no flash one."""
+    """A layer with a norm sampler of Opacus and no flash norm sampler."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -46,7 +46,7 @@ def shift_norms(layer, activations, backprops):
 
 
 class Grouped(nn.GroupNorm):
-    """A layer with a grad sampler alone."""
+    """A layer with a grad sampler of Opacus alone."""
 
 
 register_grad_sampler(Grouped)(compute_group_norm_grad_sample)
@@ -126,7 +126,7 @@ def quiet_engine(**options) -> PrivacyEngine:
 
 
 def oracle(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, clip: float = CLIP):
-    """(per-sample norms, clipped summed gradient by name) from one autograd call a sample, in float64."""
+    """(per-sample norms, clipped summed gradient by name), from one autograd call for each sample, in float64."""
     model = copy.deepcopy(model).double()
     ids = ids.double() if ids.is_floating_point() else ids
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -159,7 +159,7 @@ def check_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Te
     """Every gradient agrees to `tolerance`, relative to its own largest entry."""
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        if name == "key.bias":  # exactly zero but for rounding: attention ignores a shift of all keys
+        if name == "key.bias":  # only rounding error: attention does not change when all keys are shifted
             assert found[name].abs().max() < 1e-8
         else:
             assert relative(found[name], gradient) < tolerance, name

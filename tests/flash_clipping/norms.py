@@ -65,12 +65,12 @@ def close_gradients(found, a, g, tolerance=1e-5):
     scale = expected.abs().amax((1, 2), keepdim=True).clamp(min=1e-300)
     error = (gradients.double() - expected).abs() / scale
     assert error.numel() == 0 or error.max() < tolerance + torch.finfo(a.dtype).eps
-    # Of 16 bits the norms are those of what was rounded.
+    # With 16 bits the norms are those of the rounded gradients.
     close(squares, linear(a, g) if a.dtype == torch.float32 else gradients.double().square().sum((1, 2)), tolerance)
 
 
 def close_product(found, a, g, tolerance=1e-6):
-    """The gradient of all samples together agrees with float64 but for one rounding, and for what sums cancel."""
+    """The gradient of all samples agrees with float64, up to one rounding and to cancellation in the sums."""
     x, y = a.double().flatten(0, 1), g.double().flatten(0, 1)
     expected, reach = y.t() @ x, y.abs().t() @ x.abs()
     assert (found.dtype, found.shape) == (a.dtype, expected.shape)
@@ -78,7 +78,7 @@ def close_product(found, a, g, tolerance=1e-6):
 
 
 def close_weighted(scaled, total, x, factors):
-    """c_i x_i and Σ c_i x_i agree with float64 but for one rounding."""
+    """c_i x_i and Σ c_i x_i agree with float64 up to one rounding."""
     expected = factors.double().view(-1, 1, 1) * x.double()
     eps = torch.finfo(x.dtype).eps
     torch.testing.assert_close(scaled.double(), expected, rtol=eps, atol=1e-7)

@@ -1,5 +1,7 @@
-"""Kernels that find their tensors through a table, compiled for a Hopper without one: they move 16 bytes at a time
-where they are told that they can. Nothing fails where they do not, it only takes longer."""
+"""Kernels that find their tensors in a table, compiled for a Hopper GPU, which is not needed for that.
+
+Where tensors are aligned they must move 16 bytes at a time. If they did not, no result would be wrong, only slow.
+"""
 
 import importlib
 import re
@@ -15,7 +17,7 @@ from triton.compiler import ASTSource
 
 COLUMNS = {"BLOCK_T": 64, "BLOCK_D": 64, "CONTIGUOUS": True}
 SMALL = {"BLOCK_T": 64, "BLOCK_D": 64, "PRECISION": "ieee", "UPCAST": False}
-# Module, kernel, the types of its arguments (by default int32), and its constants.
+# Module, kernel, the types of those arguments that are not int32, and the kernel's constants.
 KERNELS = {
     "column sums": ("column_sums", "_kernel", {"sums_ptr": "*fp32"}, COLUMNS, "DTYPE"),
     "small Gram": ("linear_small", "_kernel", {"found_ptr": "*fp32"}, SMALL, "DTYPE"),
@@ -39,7 +41,7 @@ def test_it_moves_16_bytes_at_a_time(kernel, dtype):
 
 
 def wide(kernel, dtype, *, aligned):
-    """How many instructions of the kernel's PTX move 16 bytes to or from global memory."""
+    """The number of instructions in the kernel's PTX that move 16 bytes to or from global memory."""
     module, name, types, constants, its_dtype = KERNELS[kernel]
     function = getattr(importlib.import_module(f"flash_clipping.kernels.{module}"), name)
     constants = constants | {its_dtype: dtype, "ALIGNED": aligned}

@@ -1,4 +1,4 @@
-"""Real torchrun with gloo: the same numbers at every world size, with uneven and empty slices."""
+"""torchrun with gloo: the numbers are the same at every world size, with uneven and empty slices of a batch."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def torchrun(world: int, output: Path) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="module")
 def single():
-    """The same training in this process, not distributed."""
+    """The same training in this process, without torch.distributed."""
     return {case: train("flash", *case[1:], 0, 1, lambda model: model, noise_of(case)) for case in CASES}
 
 
@@ -53,7 +53,7 @@ def test_the_same_numbers_at_every_world_size(world, single, tmp_path):
 
 
 def check_reduced(reduced):
-    """A mixed precision policy says in which dtype gradients are summed, as in FSDP2; they end up in float32."""
+    """As in FSDP2 the mixed precision policy sets the dtype in which gradients are summed. They end up in float32."""
     ids, labels = make_data()[:8]
     _, expected = oracle(make_model(), ids, labels)
     for (param_dtype, reduce_dtype), gradients in reduced.items():
@@ -67,7 +67,7 @@ def check_reduced(reduced):
 
 def check(ours, expected, case):
     for name, tensor in expected.items():
-        if name == "key.bias" and case[2] == 0:  # its gradient is rounding alone, which Adam blows up
+        if name == "key.bias" and case[2] == 0:  # its gradient is only rounding error, which Adam amplifies
             continue
         if not tensor.any():
             assert not ours[name].any(), (case, name)

@@ -1,4 +1,4 @@
-"""The interpreter is chosen when triton is first imported, so these tests have a process of their own."""
+"""Runs interpreted_kernels.py in a process of its own: triton chooses its interpreter when it is first imported."""
 
 import os
 import subprocess

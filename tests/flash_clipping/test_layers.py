@@ -1,4 +1,4 @@
-"""One layer at a time through the engine, against one autograd call a sample in float64."""
+"""Models of one layer and a head, through the engine, against a per-sample autograd loop in float64."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tests.flash_clipping.model import Grouped, check_gradients, make_private, o
 
 
 class Around(nn.Module):
-    """The layer between a trainable scaling and a mean over everything but samples and four classes."""
+    """The layer, a mean over all dimensions between the first and the last, and a head of four classes."""
 
     def __init__(self, layer, width):
         super().__init__()
@@ -77,7 +77,7 @@ def test_layers_with_channels(kind, monkeypatch):
     module = norms_of(copy.deepcopy(model), x, labels)
     assert module.samplers()["1"] == "flash"
     assert relative(module.per_sample_gradient_norms, expected) < 1e-5
-    # Two samples at a time
+    # The windows of two samples at a time
     monkeypatch.setattr("flash_clipping.windows.COPIED", 2 * 3 * 6 * 4 * 9)
     assert relative(norms_of(model, x, labels).per_sample_gradient_norms, expected) < 1e-5
 
@@ -164,14 +164,14 @@ def test_a_reused_layer_with_a_grad_sampler_adds_up():
     expected, _ = oracle(model, x, labels)
     module = norms_of(model, x, labels)
     assert relative(module.per_sample_gradient_norms, expected) < 1e-5
-    module(x)  # a forward that is thrown away
+    module(x)  # a forward without a backward
     engine_criterion_free = module.norm_pass(F.cross_entropy(module(x), labels, reduction="none"))
     assert engine_criterion_free.shape == (5,)
     assert relative(module.per_sample_gradient_norms, expected) < 1e-5
 
 
 def test_bfloat16_autocast():
-    """Norms are those of the gradient that autograd makes: bfloat16 operands for Linear, float32 for LayerNorm."""
+    """Norms are those of autograd's gradient: of bfloat16 operands for Linear, of float32 for LayerNorm."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 4))
     x, labels = torch.randn(5, 3, 6), torch.arange(5) % 4
@@ -184,7 +184,7 @@ def test_bfloat16_autocast():
     _, module, _, criterion, _ = make_private(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = criterion(module(x).mean(1), labels)
-        loss.backward()  # inside, where the ambient autocast must not reach the norms
+        loss.backward()  # inside autocast, which must not change how norms are computed
     # autograd rounds each gradient to bfloat16 (2⁻⁸), the norms do not.
     assert relative(module.per_sample_gradient_norms, torch.stack(plain)) < 2**-7
 

@@ -1,4 +1,4 @@
-"""Noise that is a function of key, parameter and place, and when an engine adds it."""
+"""Counter-based noise depends on key, parameter and index alone; and when the engine adds it."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_known_answers_of_philox(word, key, expected):
-    """The vectors that Random123 is published with."""
+    """The test vectors that are published with Random123."""
     found = philox((torch.tensor([word]),) * 4, key)
     assert tuple(int(w) for w in found) == expected
 

@@ -1,4 +1,4 @@
-"""The core of the suite on Opacus 1.5.4, which has no ghost_fsdp and does not know FSDP modules."""
+"""The main tests on Opacus 1.5.4, which has no ghost_fsdp and does not know FSDP modules."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ VERSION = "1.5.4"
 
 @pytest.fixture(scope="module")
 def opacus_154(request) -> Path:
-    """A folder with that Opacus alone; installed once and kept in pytest's cache."""
+    """A folder with only that version of Opacus. It is installed once and kept in pytest's cache."""
     folder = Path(request.config.cache.mkdir(f"opacus-{VERSION}"))
     if not (folder / "opacus").exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
@@ -26,7 +26,7 @@ def opacus_154(request) -> Path:
 @pytest.mark.slow
 def test_core(opacus_154):
     path = os.pathsep.join([str(opacus_154), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "CLIPWATCH_TEST_OPACUS": VERSION, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "FLASH_CLIPPING_TEST_OPACUS": VERSION, "OMP_NUM_THREADS": "1"}
     here = Path(__file__).parent
     tests = [str(here / "test_engine.py"), str(here / "test_layers.py"), str(here / "test_refusals.py")]
     tests.append(str(here / "test_distributed.py") + "::test_the_same_numbers_at_every_world_size[2]")

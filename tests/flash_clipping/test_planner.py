@@ -1,4 +1,4 @@
-"""What is kept of a Linear weight, and that written gradients give the oracle's numbers."""
+"""The planner's choices, and that kept pairs and written gradients both give the oracle's numbers."""
 
 from itertools import pairwise
 
@@ -40,7 +40,7 @@ def test_an_input_that_layers_share_is_set_free_once():
 
 
 def test_what_layers_share_is_counted_once():
-    """Of 16 bits the query, key and value of attention are kept, what reads its input alone is written."""
+    """With 16 bits the pairs of query, key and value are kept; a layer of their shape with its own input is written."""
     alone = LinearShape(8, 1024, 2048, 2048, 2, "fp16x3")
     assert alone._replace(sharing=3).pair_cost < alone.written_cost < alone.pair_cost
     assert alone._replace(sharing=3, itemsize=4).pair_cost == alone._replace(itemsize=4).pair_cost
@@ -50,7 +50,7 @@ def test_what_layers_share_is_counted_once():
 
 
 def test_layers_that_share_their_input_are_found():
-    """By the tensor, called one after the other."""
+    """Layers share an input if they are called one after the other with the same tensor."""
     inputs = SharedInputs()
     x, y = torch.zeros(2, 3, 6), torch.zeros(2, 3, 6)
     first, second, other, again = (inputs.counted(t) for t in (x, x, y, x))
@@ -60,7 +60,7 @@ def test_layers_that_share_their_input_are_found():
 
 @pytest.mark.parametrize(("autocast", "sharing"), [(False, 2), (True, 1)])
 def test_a_plan_says_what_layers_share(autocast, sharing, monkeypatch):
-    """Under autocast each layer casts the float32 input for itself."""
+    """Under autocast each layer makes its own copy of the float32 input, so none is shared."""
     monkeypatch.setattr("flash_clipping.planner.SMALL", 0)
     model = Calls(6, 8, True, 1)
     x, labels = torch.randn(3, 5, 6), torch.arange(3)
@@ -113,14 +113,14 @@ def test_written_gradients_equal_the_oracle(dtype, monkeypatch):
     expected_norms, expected = oracle(model, x, labels)
     _, module, _, criterion, _ = make_private(model, engine=quiet_engine(kernels="torch", memory_budget=0))
     criterion(module(x), labels).backward()
-    assert {choice.form for choice in module.plan()} == {"written"}  # T is long: written takes less than a pair
+    assert {choice.form for choice in module.plan()} == {"written"}  # they are smaller than a pair of so many tokens
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     assert relative(module.per_sample_gradient_norms, expected_norms) < tolerance
     check_gradients({name: p.grad for name, p in model.named_parameters()}, expected, tolerance)
 
 
 @given(
-    # A LayerNorm of a few features blows rounding up, in autograd too.
+    # A LayerNorm of few features amplifies rounding errors, in autograd too.
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 30), st.integers(8, 30)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     small=st.sampled_from([0, 300, 2**22]),
@@ -132,7 +132,7 @@ def test_written_gradients_equal_the_oracle(dtype, monkeypatch):
 )
 @settings(deadline=None, derandomize=True, max_examples=40)
 def test_every_plan_gives_the_oracles_numbers(sizes, dtype, small, copied, budget, layout, bias, calls):
-    """Kept or written, alone or with others, called once or twice."""
+    """Pairs or written gradients, in a launch alone or with others, of layers that are called once or twice."""
     batch, tokens, width, inner = sizes
     torch.manual_seed(0)
     model = Calls(width, inner, bias, calls).to(dtype)
@@ -153,7 +153,7 @@ def test_every_plan_gives_the_oracles_numbers(sizes, dtype, small, copied, budge
 
 
 class Calls(nn.Module):
-    """Layers of one shape and others, of few tokens and one; `up` is called once or twice."""
+    """Layers of equal and different shapes, with several tokens and with one. `up` is called once or twice."""
 
     def __init__(self, width, inner, bias, calls):
         super().__init__()
