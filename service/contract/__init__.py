@@ -4,11 +4,12 @@ Every other room speaks it; this one imports none of them and does no I/O. JSON 
 encodes non-finite floats as the strings "NaN", "Infinity" and "-Infinity", and reads them back.
 """
 
-from service.contract.adaptive import gradient_sigma, unclipped_num_std
 from service.contract.arm import Arm, Device, Dtype, Kernels, Mode, Provider
 from service.contract.base import plain
 from service.contract.check import SHA, Target, check_verdict, entries_of
+from service.contract.clipping import CLIP_EPS, gradient_sigma, unclipped_num_std
 from service.contract.comparison import ROLES, Comparison, Tolerances
+from service.contract.gates import GATES, PLOTS, Chain, GateInfo, HeldTo
 from service.contract.history import (
     BAD,
     NEWS,
@@ -63,14 +64,17 @@ from service.contract.workload import (
 
 __all__ = [
     "BAD",
+    "CLIP_EPS",
     "DEFAULTS",
     "DRIFT",
     "FALSE_ALARM",
     "FLIPPED",
     "FLOOR",
+    "GATES",
     "GRADIENT_ERROR",
     "IMAGE_CHANNELS",
     "NEWS",
+    "PLOTS",
     "RECORD_FILE",
     "ROLES",
     "ROUNDINGS",
@@ -82,6 +86,7 @@ __all__ = [
     "ArmRecord",
     "ArmSpec",
     "ArmStart",
+    "Chain",
     "Clipping",
     "Comparison",
     "Device",
@@ -90,8 +95,10 @@ __all__ = [
     "Family",
     "Finding",
     "Gate",
+    "GateInfo",
     "Head",
     "Health",
+    "HeldTo",
     "Judgement",
     "Kernels",
     "Limits",

@@ -19,41 +19,10 @@ GLYPHS = {
     "running": "▶",
 }
 
-GATES = {
-    "steps": "number of steps",
-    "loss": "loss, each step",
-    "grad_norms": "gradient norm of each sample",
-    "clip_factors": "factor each sample's gradient is clipped by",
-    "grad_norm_mean": "mean gradient norm",
-    "grad_norm_max": "largest gradient norm",
-    "clipped_grad_norm": "norm of the summed clipped gradient, before noise",
-    "clipped_grad": "summed clipped gradient of each parameter, relative to its norm",
-    "noise": "noise of each parameter, relative to its norm",
-    "parameter_norm": "norm of all parameters, each step",
-    "parameters": "each parameter, relative to how far training moved it",
-    "epsilon": "ε at the end",
-    "determinism": "steps that differ when the arm runs again",
-    "oracle_loss": "loss of the first steps, relative",
-    "oracle_grad_norms": "gradient norm of each sample of the first steps, relative",
-    "oracle_clip_factors": "factor each sample's gradient is clipped by",
-    "oracle_clipped_grad": "summed clipped gradient of each parameter, relative to its norm",
-    "oracle_parameters": "each parameter, relative to how far training moved it",
-    "noise_audit": "mean and std of the noise against σ·C, in standard deviations, and that none is drawn twice",
-    "epsilon_oracle": "ε against Google's dp-accounting",
-}
-
 SUBJECTS = {
     "comparison": "Candidate against reference",
     "candidate": "Candidate against oracle and theory",
     "reference": "Reference against oracle and theory",
-}
-
-PLOTS = {
-    "loss": "Loss of both arms over the steps",
-    "loss_difference": "Absolute difference of the losses over the steps, with the tolerance",
-    "gradient_norms": "Mean and largest gradient norm of both arms over the steps",
-    "parameter_norms": "Norm of all parameters of both arms over the steps",
-    "gradient_differences": "Difference of each parameter's clipped gradient over the steps, with the tolerance",
 }
 
 NAMED_NUMBERS = {"NaN": "NaN", "Infinity": "∞", "-Infinity": "−∞"}
@@ -114,8 +83,8 @@ def arm_text(arm: dict[str, Any], start: dict[str, Any] | None = None) -> str:
     return f"{arm.get('mode')} × {world_size}" if world_size else str(arm.get("mode"))
 
 
-def hardware_text(finding: Finding) -> str:
-    """Where it is at fault: step, parameter and rank, as far as they are known."""
+def location_text(finding: Finding) -> str:
+    """Where the fault lies: step, parameter and rank, as far as they are known."""
     known = {"step": finding.step, "parameter": finding.parameter, "rank": finding.rank}
     return " · ".join(f"{name} {value}" for name, value in known.items() if value is not None)
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
+from service.contract import GATES, PLOTS
 from service.web import formatting
 from service.web.visitor import Visitor, set_cookie
 
@@ -32,12 +33,12 @@ templates.filters |= {
     "number": formatting.number,
 }
 templates.globals |= {
-    "GATES": formatting.GATES,
+    "GATES": GATES,
     "GLYPHS": formatting.GLYPHS,
-    "PLOTS": formatting.PLOTS,
+    "PLOTS": PLOTS,
     "SUBJECTS": formatting.SUBJECTS,
     "arm_text": formatting.arm_text,
-    "hardware_text": formatting.hardware_text,
+    "location_text": formatting.location_text,
     "workload_text": formatting.workload_text,
 }
 

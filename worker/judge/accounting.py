@@ -1,4 +1,4 @@
-"""ε: the same in both arms, and what the σ that the user asked for gives."""
+"""Gates of ε: both arms report the same ε, and it is the one that follows from the workload's σ."""
 
 import math
 from functools import lru_cache
@@ -10,24 +10,24 @@ from service.contract import Gate, Workload
 from worker.judge.measure import Measured, measure
 from worker.judge.pair import GateResult, RecordPair
 
-# Opacus' PRV accountant: the error it allows itself in ε, and in δ as a share of δ (its defaults).
+# The largest errors of Opacus' PRV accountant, by its defaults: in ε, and in δ relative to δ.
 EPS_ERROR, DELTA_ERROR = 0.01, 1e-3
 
 # Grid of the privacy loss. Connecting the dots errs by about (number of steps) × interval² (Doroshenko et al. 2022).
 FINEST, COARSEST, COMPOSED_ERROR = 1e-5, 5e-3, 2e-2
 MOST_CELLS = 20_000
-# A schedule of more noise levels than this is bounded from both sides by one that has as many.
+# A schedule of more noise levels than this is bounded from both sides by schedules of this many levels.
 MOST_LEVELS = 32
 
 Schedule = tuple[tuple[float, int], ...]
 
 
 def epsilon_gate(pair: RecordPair) -> GateResult:
-    """ε at the end of both records, at the δ of the workload. Infinite on both sides is equal: σ was 0."""
+    """Hold ε at the end of both records, at the workload's δ. Two infinite values are equal: then σ was 0."""
     limit = pair.comparison.limits.epsilon
-    ours, theirs = (record.end.epsilon if record.end else None for record in (pair.ours, pair.theirs))
-    measured = Measured(0.0) if ours == theirs == math.inf else measure(ours, theirs, limit)
-    deltas = [record.end.delta if record.end else None for record in (pair.ours, pair.theirs)]
+    expected, actual = (record.end.epsilon if record.end else None for record in (pair.expected, pair.actual))
+    measured = Measured(0.0) if expected == actual == math.inf else measure(expected, actual, limit)
+    deltas = [record.end.delta if record.end else None for record in (pair.expected, pair.actual)]
     fault = measured.fault
     if fault is None and any(delta != pair.comparison.workload.delta for delta in deltas):
         fault = f"taken at δ {deltas[0]} in the reference and {deltas[1]} in the candidate"
@@ -42,15 +42,15 @@ def epsilon_gate(pair: RecordPair) -> GateResult:
 
 
 def epsilon_oracle(pair: RecordPair) -> GateResult:
-    """ε of an arm against Google's dp-accounting on the workload's σ, sampling rate and steps taken.
+    """Hold an arm's ε to that of Google's dp-accounting for the workload's σ, sampling rate and steps taken.
 
     Opacus reports the upper end of an interval: the ε of its discrete privacy loss at δ - Δδ, plus Δε, where that
     loss is off by at most Δε in ε and Δδ in δ (Gopi, Lee, Wutschitz, "Numerical composition of differential privacy",
     2021, theorem 5.1), Δε = 0.01, Δδ = δ / 1000. So a right ε lies in [ε(δ), ε(δ - 2Δδ) + 2Δε]. `observed` is the
     distance from the middle of that interval, `limit` half its length plus the error of dp-accounting's own grid.
     """
-    taken = pair.theirs.end.num_steps if pair.theirs.end else 0
-    reported = pair.theirs.end.epsilon if pair.theirs.end else None
+    taken = pair.actual.end.num_steps if pair.actual.end else 0
+    reported = pair.actual.end.epsilon if pair.actual.end else None
     lowest, highest = allowed(pair.comparison.workload, taken)
     middle, limit = (lowest + highest) / 2, (highest - lowest) / 2
     if math.isinf(lowest) and reported == lowest:
@@ -59,9 +59,9 @@ def epsilon_oracle(pair: RecordPair) -> GateResult:
         observed = None if reported is None else abs(reported - middle)
     limit = 0.0 if math.isinf(lowest) else limit
     passed = observed is not None and observed <= limit
-    what = "missing" if reported is None else repr(reported)
+    value = "missing" if reported is None else repr(reported)
     words = (
-        f"epsilon_oracle at the end, {what} in the {pair.subject}, dp-accounting allows {lowest:.6g} to {highest:.6g}."
+        f"epsilon_oracle at the end, {value} in the {pair.subject}, dp-accounting allows {lowest:.6g} to {highest:.6g}."
     )
     gate = Gate(
         metric="epsilon_oracle",
@@ -104,7 +104,7 @@ def _interval_of(schedule: Schedule, sample_rate: float, delta: float) -> tuple[
 
 
 def _cell(schedule: Schedule) -> float:
-    """Fine enough for the number of steps, and coarse enough that the smallest σ fits into a bounded grid."""
+    """The cell of the grid: fine enough for the number of steps, and coarse enough to bound the number of cells."""
     steps, smallest = sum(count for _, count in schedule), min(sigma for sigma, _ in schedule)
     widest = 1 / (2 * smallest**2) + 10 / smallest
     fine = min(COARSEST, max(FINEST, COMPOSED_ERROR / math.sqrt(steps)))

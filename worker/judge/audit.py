@@ -1,4 +1,4 @@
-"""Whether an arm's noise is what its privacy rests on: σ·C for every element, drawn anew each time."""
+"""Whether an arm's noise is the one that its privacy needs: std σ·C for every element, and a new draw each time."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,15 +14,14 @@ from worker.judge.measure import NOT_FINITE
 from worker.judge.pair import GateResult, RecordPair, by_step, parameters_of
 from worker.judge.scalars import bound
 
-# Noise is told from the clipped gradient by subtraction; what remains of that without noise, relative to it.
-ROUNDING = {"fp32": 1e-4, "bf16": 1e-4, "bf16_mixed": 1e-2, "bf16_pure": 5e-2}
+# The record separates noise from the clipped gradient by subtraction. Without noise, rounding leaves at most this share
+# of the gradient, by dtype.
+LEFT_BY_ROUNDING = {"fp32": 1e-4, "bf16": 1e-4, "bf16_mixed": 1e-2, "bf16_pure": 5e-2}
 
-# Two draws this near (in stds, or relative for projections) are one draw, told apart by rounding at most.
+# Two draws this near (in stds, or relative for projections) are the same draw up to rounding.
 SAME = 1e-3
-# Fewer numbers could be so near by chance.
-TOLD_BY = 4
-LARGE = 64
-
+# Fewer numbers than FEWEST could be as near by chance, and so could projections of fewer elements than SMALLEST.
+FEWEST, SMALLEST = 4, 64
 
 Heads = Mapping[str, list[list[float]]]
 Cell = tuple[float, ...]
@@ -30,7 +29,7 @@ Cell = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Draws that should be standard normal: how many, their sum, and the sum of their squares."""
+    """Draws that should be standard normal: their number, their sum, and the sum of their squares."""
 
     count: int
     total: float
@@ -65,12 +64,12 @@ class Drawn:
         return f"noise of std {ratio * std:.4g} instead of σ·C = {std:.4g}, {ratio:.4g} times as large"
 
 
-NOTHING = Drawn(0, 0.0, 0.0)
+NO_DRAWS = Drawn(0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One test of the null hypothesis that the noise is right: z is standard normal if it is."""
+    """One test of the null hypothesis that the noise is right, under which z is standard normal."""
 
     step: int
     parameter: str | None
@@ -80,28 +79,28 @@ class Trial:
 
 
 def noise_audit(pair: RecordPair) -> GateResult:
-    """Audit the noise of `pair.theirs`.
+    """Audit the noise of `pair.actual`.
 
     Of n elements with std s = σ·C, Σx²/s² is χ² with n degrees of freedom, by Wilson and Hilferty (1931) nearly
     z = ((Σx² / (n s²))^(1/3) - 1 + 2/(9n)) / √(2/(9n)), whose tails are no heavier than the normal ones; and
     Σx / (s √n) is standard normal. Both are tested for each parameter at each step, and the first also for all
     parameters of a step, all steps of a parameter and all together. With m tests in all the limit on |z| is the
     two-sided normal quantile of FALSE_ALARM / m: by Bonferroni's inequality, which needs no independence, a clean
-    arm fails with at most that probability. Noise that is drawn twice, for two steps, parameters of one shape, or
-    ranks, breaks the audit at any limit, as do σ = 0 with noise and noise that is not recorded.
+    arm fails with at most that probability. At any limit the audit fails for noise that is drawn twice (for two steps,
+    two parameters of one shape, or two ranks), for noise although σ is 0, and for noise that is not recorded.
     """
-    start = pair.theirs.start
+    start = pair.actual.start
     if start is None or start.parameters is None:
-        return _reading(pair, None, 0.0, 1, None, "the start of the record has no parameters")
+        return _result(pair, None, 0.0, 1, None, "the start of the record has no parameters")
     audit = _Audit(pair)
     fault = audit.first_fault()
     worst = max((abs(test.z) for test in audit.tests), default=0.0)
     if fault is not None:
-        return _reading(pair, max(worst, abs(fault.z)), audit.limit, fault.step, fault.parameter, fault.words)
-    return _reading(pair, worst, audit.limit, None, None, "")
+        return _result(pair, max(worst, abs(fault.z)), audit.limit, fault.step, fault.parameter, fault.words)
+    return _result(pair, worst, audit.limit, None, None, "")
 
 
-def _reading(
+def _result(
     pair: RecordPair, observed: float | None, limit: float, step: int | None, parameter: str | None, words: str
 ) -> GateResult:
     where = f" at step {step}" if step else ""
@@ -119,26 +118,26 @@ def _reading(
 
 
 class _Audit:
-    """All tests of an arm, made once."""
+    """All tests of one arm."""
 
     def __init__(self, pair: RecordPair):
         self._pair = pair
-        self._steps = [step for _, step in sorted(by_step(pair.theirs).items())]
+        self._steps = [step for _, step in sorted(by_step(pair.actual).items())]
         self._workload = pair.comparison.workload
         self._dtype = pair.arms[0].dtype.value
         self.tests = list(self._tests())
         self.limit = -NormalDist().inv_cdf(FALSE_ALARM / max(1, len(self.tests)) / 2)
 
     def first_fault(self) -> Trial | None:
-        """The earliest fault; of several at one step the clearest."""
+        """The earliest fault; the clearest one if there are several at that step."""
         broken = [test for test in self.tests if not abs(test.z) <= self.limit]
         found = [*self._plain_faults(), *self._drawn_twice(), *(test for test in broken if not test.over_steps)]
-        # A sum over steps cannot tell which is at fault, nor one over parameters whose it is.
+        # A sum over steps does not show the step at fault, and one over parameters does not show the parameter.
         ranked = sorted(found or broken, key=lambda test: (test.step, test.parameter is None, -abs(test.z)))
         return next(iter(ranked), None)
 
     def std(self, step: StepRecord) -> float:
-        """σ·C, what the noise of every element should have as its standard deviation."""
+        """σ·C, the standard deviation that the noise of every element should have."""
         return gradient_sigma(self._workload, step.step) * bound(self._pair, step)
 
     def _noise(self, step: StepRecord) -> Iterator[tuple[str, ParameterRecord, Sketch]]:
@@ -147,7 +146,7 @@ class _Audit:
                 yield name, parameter, parameter.noise
 
     def _plain_faults(self) -> Iterator[Trial]:
-        """Noise that is not there, not finite, or there although σ is 0."""
+        """Noise that is missing, not finite, or present although σ is 0."""
         for step in self._steps:
             if not step.parameters:
                 yield Trial(step.step, None, math.inf, "no parameters recorded")
@@ -157,7 +156,7 @@ class _Audit:
                     yield Trial(step.step, name, math.inf, f"{name}: no noise recorded")
                 elif not math.isfinite(noise.norm) or not math.isfinite(noise.total):
                     yield Trial(step.step, name, math.inf, f"{name}: noise of norm {noise.norm}, {NOT_FINITE}")
-                elif self.std(step) == 0 and noise.norm > ROUNDING[self._dtype] * parameter.clipped_grad.norm:
+                elif self.std(step) == 0 and noise.norm > LEFT_BY_ROUNDING[self._dtype] * parameter.clipped_grad.norm:
                     words = f"{name}: noise of norm {noise.norm:.3g} although σ is 0"
                     yield Trial(step.step, name, math.inf, words)
 
@@ -174,15 +173,15 @@ class _Audit:
                 yield Trial(step.step, name, one.z_of_std, f"{name}: {one.in_words(std)}")
                 words = f"{name}: noise of mean {one.mean * std:.3g} instead of 0, {one.z_of_mean:.1f} stds off"
                 yield Trial(step.step, name, one.z_of_mean, words)
-                sums[name] = sums.get(name, NOTHING) + one
-            whole = sum(drawn.values(), NOTHING)
+                sums[name] = sums.get(name, NO_DRAWS) + one
+            whole = sum(drawn.values(), NO_DRAWS)
             if whole.count:
                 yield Trial(step.step, None, whole.z_of_std, f"all parameters: {whole.in_words(std)}")
         first = self._steps[0].step if self._steps else 1
         for name, one in sums.items():
             yield Trial(first, name, one.z_of_std, f"{name} over all steps: {one.in_words()}", True)
         if sums:
-            whole = sum(sums.values(), NOTHING)
+            whole = sum(sums.values(), NO_DRAWS)
             yield Trial(first, None, whole.z_of_std, f"all parameters over all steps: {whole.in_words()}", True)
 
     def _size(self, name: str) -> int:
@@ -199,13 +198,14 @@ class _Audit:
                 yield from self._at_two_steps(step, std, seen)
 
     def _at_two_steps(self, step: StepRecord, std: float, seen: dict[str, dict[Cell, int]]) -> Iterator[Trial]:
-        """Projections in units of their std, on two grids: a draw that comes back, or its negative, shares a cell.
+        """Find a draw, or its negative, that was used at an earlier step.
 
+        Projections are taken in units of their std and put on two grids: equal draws share a cell of one grid.
         Parameters of few elements have too few independent projections, and are left out.
         """
         for name, _, noise in self._noise(step):
             size = self._size(name)
-            if size < LARGE or not np.all(np.isfinite(noise.projections)):
+            if size < SMALLEST or not np.all(np.isfinite(noise.projections)):
                 continue
             scaled = np.asarray(noise.projections) / (std * math.sqrt(size))
             earlier = seen.setdefault(name, {})
@@ -221,24 +221,24 @@ def _cells(scaled: NDArray[np.float64]) -> list[Cell]:
 
 
 def _on_two_ranks(step: int, heads: Heads, std: float) -> Iterator[Trial]:
-    """Ranks that hold parts of a parameter must draw different noise; ranks that add none have zeros."""
+    """Ranks that hold parts of a parameter must draw different noise; the heads of ranks that add none are zeros."""
     for name, ranks in heads.items():
-        for (one, ours), (other, theirs) in combinations(enumerate(ranks), 2):
-            if _same(ours, theirs, std):
+        for (one, head), (other, other_head) in combinations(enumerate(ranks), 2):
+            if _same(head, other_head, std):
                 yield Trial(step, name, math.inf, f"{name}: ranks {one} and {other} added the same noise")
 
 
 def _for_two_parameters(step: int, heads: Heads, std: float) -> Iterator[Trial]:
-    """Heads are sorted by their first number, so that only neighbours need be looked at."""
+    """Two parameters must get different noise. Heads are sorted, so that equal ones are neighbours."""
     firsts = sorted((head, name) for name, ranks in heads.items() for head in ranks[:1])
-    for (ours, one), (theirs, other) in pairwise(firsts):
-        if _same(ours, theirs, std):
+    for (head, one), (other_head, other) in pairwise(firsts):
+        if _same(head, other_head, std):
             yield Trial(step, other, math.inf, f"{one} and {other} got the same noise")
 
 
-def _same(ours: list[float], theirs: list[float], std: float) -> bool:
-    count = min(len(ours), len(theirs))
-    if count < TOLD_BY or not any(ours):
+def _same(one: list[float], other: list[float], std: float) -> bool:
+    count = min(len(one), len(other))
+    if count < FEWEST or not any(one):
         return False
-    gap = np.abs(np.asarray(ours[:count]) - np.asarray(theirs[:count]))
+    gap = np.abs(np.asarray(one[:count]) - np.asarray(other[:count]))
     return bool(np.all(gap <= SAME * std))

@@ -1,4 +1,4 @@
-"""Whom a difference points at: a factor all parameters share, a kind of parameter, a rank."""
+"""What a difference points at: a factor that all parameters share, a kind of parameter, or a rank."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,26 +7,28 @@ from service.contract import FLOOR, ParameterRecord, Sketch, StepRecord, deal
 from worker.judge.pair import RecordPair, parameters_of
 from worker.judge.sketches import factor
 
-Sides = tuple[StepRecord, StepRecord] | None
+StepSides = tuple[StepRecord, StepRecord] | None
 
-# How near a factor must be to one that has a name, and how well it must fit.
-NEAR, FITS = 0.01, 0.02
+# How near a factor must be to a known one, and the largest share of a tensor that one factor may leave unexplained.
+NEAR, UNEXPLAINED = 0.01, 0.02
 
 
-def common_factor(pair: RecordPair, sides: Sides, broken: Sequence[str], noise: bool = False) -> float | None:
-    """The one factor by which all of `broken` parameters differ, if there is one and nearly all parameters broke."""
+def common_factor(pair: RecordPair, sides: StepSides, broken: Sequence[str], noise: bool = False) -> float | None:
+    """The factor by which all `broken` parameters differ, if there is one and most parameters are broken."""
     if sides is None or not broken:
         return None
-    ours, theirs = ({name: _of(parameter, noise) for name, parameter in parameters_of(side).items()} for side in sides)
-    if len(broken) < max(1, len(ours) // 2):
+    expected, actual = (
+        {name: _of(parameter, noise) for name, parameter in parameters_of(side).items()} for side in sides
+    )
+    if len(broken) < max(1, len(expected) // 2):
         return None
-    fitted = [factor(one, other) for name in broken if (one := ours.get(name)) and (other := theirs.get(name))]
+    fitted = [factor(one, other) for name in broken if (one := expected.get(name)) and (other := actual.get(name))]
     fitted = [(scale, rest) for scale, rest in fitted if math.isfinite(scale)]
-    if not fitted or any(rest > FITS for _, rest in fitted):
+    if not fitted or any(rest > UNEXPLAINED for _, rest in fitted):
         return None
     scales = sorted(scale for scale, _ in fitted)
     middle = scales[len(scales) // 2]
-    return middle if all(abs(scale - middle) <= FITS * abs(middle) for scale in scales) else None
+    return middle if all(abs(scale - middle) <= UNEXPLAINED * abs(middle) for scale in scales) else None
 
 
 def _of(parameter: ParameterRecord, noise: bool) -> Sketch | None:
@@ -34,7 +36,7 @@ def _of(parameter: ParameterRecord, noise: bool) -> Sketch | None:
 
 
 def factor_in_words(pair: RecordPair, value: float, step: StepRecord | None) -> str | None:
-    """A factor by what it probably is, such as `0.5 × the reference's, which is 1 / the world size`."""
+    """What a factor probably is, such as `0.5 × the reference's, which is 1 / the world size`; None if not known."""
     if not math.isfinite(value):
         return None
     names = [name for known, name in _known_factors(pair, step) if abs(value - known) <= NEAR * abs(known)]
@@ -43,7 +45,7 @@ def factor_in_words(pair: RecordPair, value: float, step: StepRecord | None) -> 
 
 def _known_factors(pair: RecordPair, step: StepRecord | None) -> Iterator[tuple[float, str]]:
     workload = pair.comparison.workload
-    worlds = {record.start.world_size for record in (pair.ours, pair.theirs) if record.start}
+    worlds = {record.start.world_size for record in (pair.expected, pair.actual) if record.start}
     sizes = [(float(world), "the world size") for world in sorted(worlds) if world > 1]
     if step is not None and step.batch_size:
         sizes.append((float(step.batch_size), "the batch size"))
@@ -75,7 +77,7 @@ KINDS = (
 
 
 def only_kind(pair: RecordPair, broken: Sequence[str]) -> str | None:
-    """What the broken parameters are, if not all of them: one by name, one layer, or a kind of layer."""
+    """What the broken parameters have in common, unless all broke: one name, one layer, or a kind of layer."""
     names = list(pair.sizes)
     if not broken or len(broken) == len(names):
         return None
@@ -90,25 +92,25 @@ def only_kind(pair: RecordPair, broken: Sequence[str]) -> str | None:
     )
 
 
-def untrained(pair: RecordPair, sides: Sides) -> tuple[str, ...]:
-    """Parameters without any gradient in the judged arm that have one in the other, the largest first."""
+def untrained(pair: RecordPair, sides: StepSides) -> tuple[str, ...]:
+    """Parameters whose gradient is zero in the judged arm and not in the other, the largest first."""
     if sides is None:
         return ()
-    ours, theirs = (parameters_of(side) for side in sides)
-    whole = math.hypot(*(parameter.clipped_grad.norm for parameter in ours.values()))
+    expected, actual = (parameters_of(side) for side in sides)
+    whole = math.hypot(*(parameter.clipped_grad.norm for parameter in expected.values()))
     gone = [
         (parameter.clipped_grad.norm, name)
-        for name, parameter in ours.items()
-        if name in theirs
-        and theirs[name].clipped_grad.norm == 0
+        for name, parameter in expected.items()
+        if name in actual
+        and actual[name].clipped_grad.norm == 0
         and parameter.clipped_grad.norm > pair.default("gradient") * FLOOR * whole * math.sqrt(pair.share(name))
     ]
     return tuple(name for _, name in sorted(gone, reverse=True))
 
 
 def rank_of_samples(pair: RecordPair, samples: Sequence[int], step: StepRecord) -> int | None:
-    """The one rank whose samples these are, if the others' are sound."""
-    worlds = {record.start.world_size for record in (pair.ours, pair.theirs) if record.start}
+    """The rank that computed all of these samples, if there are several ranks and it is one alone."""
+    worlds = {record.start.world_size for record in (pair.expected, pair.actual) if record.start}
     if not samples or max(worlds, default=1) == 1 or len(samples) == step.batch_size:
         return None
     shares = deal(pair.comparison.workload, step.batch_size, max(worlds))
@@ -116,12 +118,12 @@ def rank_of_samples(pair: RecordPair, samples: Sequence[int], step: StepRecord) 
     return ranks.pop() if len(ranks) == 1 else None
 
 
-def rank_of_noise(pair: RecordPair, sides: Sides) -> int | None:
-    """The one rank of sharded parameters that added no noise, or of replicated ones that should not have."""
+def rank_of_noise(pair: RecordPair, sides: StepSides) -> int | None:
+    """The rank at fault: one that added no noise to its shards, or one that added noise to replicated parameters."""
     if sides is None:
         return None
-    theirs = parameters_of(sides[1])
-    heads = [parameter.noise_heads for parameter in theirs.values() if parameter.noise_heads]
+    actual = parameters_of(sides[1])
+    heads = [parameter.noise_heads for parameter in actual.values() if parameter.noise_heads]
     if not heads:
         return None
     held = [any(ranks[rank] for ranks in heads) for rank in range(len(heads[0]))]

@@ -1,28 +1,29 @@
-"""Whether an arm that ran twice left the same bits."""
+"""Whether two runs of an arm left the same bits."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from service.contract import ArmRecord, Gate, Subject
-from worker.judge.pair import GateResult, by_step
+from worker.judge.pair import GateResult, RecordPair, by_step
 
-# What no two runs share: how long they took and how much memory a process happened to hold.
+# These differ between any two runs: how long they took, and how much memory a process happened to hold.
 NEVER_THE_SAME = {"step_time", "peak_memory", "duration"}
 
 
-def determinism(candidate: ArmRecord, repeat: ArmRecord) -> GateResult:
-    """`observed` is the number of steps that differ in any bit of what was recorded; the limit is none.
+def determinism(pair: RecordPair) -> GateResult:
+    """The gate. `observed` is the number of steps of which any recorded bit differs; the limit is 0.
 
-    NaN equals NaN here: that it is there fails gates of its own.
+    NaN equals NaN here, because a NaN fails gates of its own.
     """
-    ours, theirs = by_step(candidate), by_step(repeat)
+    runs = (pair.actual, pair.repeat or ArmRecord())
+    expected, actual = map(by_step, runs)
     apart: list[tuple[int | None, str]] = []
-    for number in sorted(ours.keys() | theirs.keys()):
-        first = next(_differences(_document(ours.get(number)), _document(theirs.get(number))), None)
+    for number in sorted(expected.keys() | actual.keys()):
+        first = next(_differences(_document(expected.get(number)), _document(actual.get(number))), None)
         if first is not None:
             apart.append((number, first))
     for name in ("start", "end"):
-        ends = (_document(getattr(record, name)) for record in (candidate, repeat))
+        ends = (_document(getattr(record, name)) for record in runs)
         apart += [(None, f"{name}.{where}") for where in _differences(*ends)][:1]
     nowhere: tuple[int | None, str] = (None, "")
     step, where = next(iter(apart), nowhere)
@@ -47,9 +48,9 @@ def _document(part: Any) -> Any:
 
 
 def _differences(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Where two documents differ, the parts of a path joined by NUL, in the order of their fields."""
+    """The paths at which two documents differ, in the order of their fields; parts of a path are joined by NUL."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             yield from _differences(one.get(key), other.get(key), (*path, str(key)))
     elif repr(one) != repr(other):
-        yield "\0".join(path) or "whether it is there"
+        yield "\0".join(path) or "whether it exists"

@@ -1,83 +1,58 @@
-"""Where the arms first parted, and what that usually means."""
+"""The findings: where the arms first differ, and what that usually means."""
 
 import math
 from collections.abc import Mapping, Sequence
 
-from service.contract import Finding, Subject
+from service.contract import GATES, Chain, Finding, Subject
 from worker.judge.causes import FailedGate, explain
+from worker.judge.gates import RULES
 from worker.judge.pair import GateResult, RecordPair
 
-# The order in which a step computes its metrics: of those that break at one step the first one is the cause, the
-# others are its consequences. Of the clipped gradient and the parameters the tensors come before their norm, because
-# they name what is at fault. A step that is not there comes before everything it should have held.
-TRAINING = (
-    "steps",
-    "loss",
-    "grad_norms",
-    "clip_factors",
-    "grad_norm_mean",
-    "grad_norm_max",
-    "clipped_grad",
-    "clipped_grad_norm",
-    "noise",
-    "noise_audit",
-    "parameters",
-    "parameter_norm",
-)
-# None of these follows from a fault in training, nor the other way round.
-CHAINS = (TRAINING, ("epsilon", "epsilon_oracle"), ("determinism",))
+ORDER = list(GATES)
 SUBJECTS = (Subject.COMPARISON, Subject.CANDIDATE, Subject.REFERENCE)
 
 
-def base(metric: str) -> str:
-    """The metric that a gate against the oracle shares with the comparison of the arms."""
-    return metric if metric == "epsilon_oracle" else metric.removeprefix("oracle_")
-
-
-def findings(readings: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]) -> list[Finding]:
-    """The earliest broken gate of each chain with a likely cause, that of training first; none if all passed."""
-    broken = [reading for reading in readings if not reading.gate.passed]
+def findings(results: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]) -> list[Finding]:
+    """The earliest failed gate of each chain with a likely cause, that of training first; empty if all passed."""
+    failed = [result for result in results if not result.gate.passed]
     found = []
-    for chain in CHAINS:
-        of_chain = [reading for reading in broken if base(reading.gate.metric) in chain]
+    for chain in Chain:
+        of_chain = [result for result in failed if GATES[result.gate.metric].chain is chain]
         if of_chain:
-            first = min(of_chain, key=lambda reading: _order(reading, chain))
-            found.append(_finding(first, of_chain, readings, pairs))
+            found.append(_finding(min(of_chain, key=_order), of_chain, results, pairs))
     return found
 
 
-def _order(reading: GateResult, chain: Sequence[str]) -> tuple[float, int, int]:
-    gate = reading.gate
-    return gate.first_step or math.inf, chain.index(base(gate.metric)), SUBJECTS.index(gate.subject)
+def _order(result: GateResult) -> tuple[float, int, int]:
+    gate = result.gate
+    return gate.first_step or math.inf, ORDER.index(gate.metric), SUBJECTS.index(gate.subject)
 
 
 def _finding(
-    first: GateResult, broken: Sequence[GateResult], readings: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]
+    first: GateResult, failed: Sequence[GateResult], results: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]
 ) -> Finding:
     gate = first.gate
-    oracle = pairs[Subject.CANDIDATE].ours
-    case = FailedGate(pairs[gate.subject], first, base(gate.metric), tuple(readings), oracle)
-    told = explain(case)
-    blamed = _blame(first, broken, readings)
-    advice = f" Try: {'; '.join(told.advice)}." if told.advice else ""
+    (rule,) = (rule for rule in RULES if rule.name == gate.metric)
+    explanation = explain(FailedGate(pairs[gate.subject], first, tuple(results)), rule.explain)
+    advice = f" Try: {'; '.join(explanation.advice)}." if explanation.advice else ""
     return Finding(
         metric=gate.metric,
         subject=gate.subject,
         step=gate.first_step,
-        parameter=told.parameter,
-        rank=told.rank,
-        message=f"{gate.detail} Likely: {'; '.join(told.words)}.{blamed}{advice}",
+        parameter=explanation.parameter,
+        rank=explanation.rank,
+        message=f"{gate.detail} Likely: {'; '.join(explanation.words)}.{_arm_at_fault(first, failed, results)}{advice}",
     )
 
 
-def _blame(first: GateResult, broken: Sequence[GateResult], readings: Sequence[GateResult]) -> str:
-    """Which arm is at fault, as far as the oracle and theory tell by the step of the finding."""
-    judged = {reading.gate.subject for reading in readings} - {Subject.COMPARISON}
+def _arm_at_fault(first: GateResult, failed: Sequence[GateResult], results: Sequence[GateResult]) -> str:
+    """Which arm is at fault, as far as the oracle and theory show by the step of the finding."""
+    judged = {result.gate.subject for result in results} - {Subject.COMPARISON}
     step = first.gate.first_step or math.inf
     at_fault = {
-        reading.gate.subject
-        for reading in broken
-        if reading.gate.subject is not Subject.COMPARISON and (reading.gate.first_step or math.inf) <= step
+        result.gate.subject
+        for result in failed
+        if result.gate.subject is not Subject.COMPARISON and (result.gate.first_step or math.inf) <= step
     }
     if not judged or not at_fault:
         return ""

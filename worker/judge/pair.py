@@ -1,4 +1,4 @@
-"""Two records that are held together: the arms of a comparison, or the oracle and an arm."""
+"""Two records that are compared: the arms of a comparison, or the oracle and an arm."""
 
 import math
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ from worker.judge.sketches import distance
 
 StepPair = tuple[int, StepRecord, StepRecord]
 
-# Below any gradient: what is 0 is no share of nothing.
+# Smaller than any gradient; keeps a share of zero from being a division by zero.
 TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate with what was measured for it at each step, from which its cause is read."""
+    """A gate, and what was measured for it at each step, from which its cause is inferred."""
 
     gate: Gate
     steps: Mapping[int, Measured]
@@ -39,13 +39,23 @@ class GateResult:
 
 @dataclass(frozen=True)
 class RecordPair:
-    """`ours` is what is held to be right, `theirs` what is judged; `oracle` says what rounding does to a step."""
+    """Two records of a comparison.
+
+    `expected` is the record that is taken to be right, `actual` the one that is judged. `oracle` says what rounding
+    does to a step. `repeat` is a second run of the arm that is judged.
+    """
 
     comparison: Comparison
     subject: Subject
-    ours: ArmRecord
-    theirs: ArmRecord
+    expected: ArmRecord
+    actual: ArmRecord
     oracle: ArmRecord | None = None
+    repeat: ArmRecord | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether the comparison's arms clip and add noise."""
+        return self.comparison.reference.mode.private or self.comparison.candidate.mode.private
 
     @property
     def names(self) -> Names:
@@ -53,33 +63,34 @@ class RecordPair:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms whose precision counts: the oracle's is float64."""
+        """The arms whose precision counts. That of the oracle does not: it computes in float64."""
         by_subject = {Subject.REFERENCE: self.comparison.reference, Subject.CANDIDATE: self.comparison.candidate}
         arm = by_subject.get(self.subject)
         return (self.comparison.reference, self.comparison.candidate) if arm is None else (arm,)
 
     def default(self, limit: str) -> float:
-        """A limit that follows from the precision of the arms; of two the larger."""
+        """A limit that follows from the precision of the arms; the larger one if there are two arms."""
         assert limit in Limits.__annotations__
         return max(float(getattr(DEFAULTS[arm.dtype], limit)) for arm in self.arms)
 
     @cached_property
     def shared(self) -> list[StepPair]:
         """The steps that both records have."""
-        ours, theirs = by_step(self.ours), by_step(self.theirs)
-        return [(step, ours[step], theirs[step]) for step in sorted(ours.keys() & theirs.keys())]
+        expected, actual = by_step(self.expected), by_step(self.actual)
+        return [(step, expected[step], actual[step]) for step in sorted(expected.keys() & actual.keys())]
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Elements of each parameter, as far as a record says."""
-        starts = [record.start.parameters or {} for record in (self.ours, self.theirs) if record.start]
+        """The number of elements of each parameter that either record describes."""
+        starts = [record.start.parameters or {} for record in (self.expected, self.actual) if record.start]
         return {name: prod(start.shape) for parameters in starts for name, start in parameters.items()}
 
     def allowed(self, step: int, kind: str, limit: float) -> float:
-        """The limit at `step` of what follows from parameters; `kind` is a field of `Limits` or `Tolerances`.
+        """The limit at `step` of a metric that follows from parameters; `kind` is a field of `Limits` or `Tolerances`.
 
-        At least ROUNDINGS × what rounding to float32 does to a plain loop there, and what parameters that are
-        apart before the step leave: of a loss, to first order, the norm of its gradient × their distance.
+        Two terms can raise `limit`. One is ROUNDINGS × what rounding to float32 does to a plain loop at this step. The
+        other is what follows from parameters that differ before the step: for a loss, to first order, the norm of its
+        gradient × their distance.
         """
         if kind == "loss":
             return limit + self._slope(step) * self._apart(step)[0]
@@ -87,7 +98,7 @@ class RecordPair:
         return max(limit, roundings * self._rounding(step, kind)) + self._drift(step)
 
     def _rounding(self, step: int, kind: str) -> float:
-        """As a share of the largest norm of a sample, or of each parameter's scale, the largest; 0 if not known."""
+        """The error of rounding to float32, relative to the largest norm of a sample or to a scale; 0 if not known."""
         exact = by_step(self.oracle).get(step) if self.oracle else None
         if exact is None:
             return 0.0
@@ -102,8 +113,8 @@ class RecordPair:
         return max(shares, default=0.0)
 
     def _slope(self, step: int) -> float:
-        """At least the norm of the mean loss's gradient at `step`: the mean of its samples' norms; 0 if not known."""
-        steps = (by_step(record).get(step) for record in (self.ours, self.theirs))
+        """The mean of the samples' norms, an upper bound on the norm of the mean loss's gradient; 0 if not known."""
+        steps = (by_step(record).get(step) for record in (self.expected, self.actual))
         norms = [found.grad_norm_mean for found in steps if found and found.grad_norm_mean is not None]
         return max((norm for norm in norms if math.isfinite(norm)), default=0.0)
 
@@ -115,24 +126,26 @@ class RecordPair:
     def _apart(self, step: int) -> tuple[float, float]:
         """The distance of the parameters before `step` and their norm; zeros where they are not known.
 
-        Adam steps by the sign of each element, so one whose gradient is only rounding may go either way, and from
+        Adam steps by the sign of each element. An element whose gradient is only rounding may go either way, and from
         then on the arms train slightly different models.
         """
-        before = next(((ours, theirs) for number, ours, theirs in self.shared if number == step - 1), None)
+        before = next(((expected, actual) for number, expected, actual in self.shared if number == step - 1), None)
         if before is None:
             return 0.0, 0.0
-        ours, theirs = (parameters_of(side) for side in before)
-        apart = math.hypot(*(distance(ours[name].value, theirs[name].value) for name in ours.keys() & theirs.keys()))
-        whole = math.hypot(*(parameter.value.norm for parameter in ours.values()))
+        expected, actual = (parameters_of(side) for side in before)
+        apart = math.hypot(
+            *(distance(expected[name].value, actual[name].value) for name in expected.keys() & actual.keys())
+        )
+        whole = math.hypot(*(parameter.value.norm for parameter in expected.values()))
         return (apart, whole) if math.isfinite(apart) else (0.0, 0.0)
 
     def share(self, name: str) -> float:
-        """The part of the model's elements that lie in a parameter."""
+        """The share of the model's elements that lie in a parameter."""
         return self.sizes.get(name, 0) / max(1, sum(self.sizes.values()))
 
 
 def by_step(record: ArmRecord) -> dict[int, StepRecord]:
-    """The steps by number; of two with one number the first."""
+    """The steps by number; the first one if several have the same number."""
     return {step.step: step for step in reversed(record.steps)}
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib itself depends on it
 
-from service.contract import Arm, ArmRecord, Comparison, LossReduction, StepRecord, Subject
+from service.contract import PLOTS, Arm, ArmRecord, Comparison, LossReduction, StepRecord, Subject
 from worker.judge.measure import difference
 from worker.judge.pair import RecordPair
 from worker.judge.parameters import distances
@@ -25,31 +25,31 @@ matplotlib.rcParams["agg.path.chunksize"] = 10_000
 Series = NDArray[np.float64]
 Painter = Callable[[Axes, Comparison, ArmRecord, ArmRecord], None]
 
-# Blue and orange stay apart for every common kind of colour blindness; dashes tell them apart without colour.
+# Blue and orange look different with every common kind of colour blindness; dashes differ without any colour.
 REFERENCE_COLOUR, CANDIDATE_COLOUR = COLOURS = "#1f6feb", "#e8590c"
 FAINT_COLOURS = "#12b886", "#862e9c"
 SOLID, DASHED = "-", "--"
-# Of the parameters that are furthest apart.
+# This many of the parameters that are furthest apart are drawn.
 LINES = 5
 LINE_COLOURS = ("#e8590c", "#1f6feb", "#12b886", "#862e9c", "#e0a800")
 LOWEST_FLOOR, LARGEST_DRAWN = 1e-12, 1e100
 
 
 def draw(comparison: Comparison, reference: ArmRecord, candidate: ArmRecord, folder: Path) -> list[Path]:
-    """Write each of `PAINTERS` as .png and .svg; return the paths.
+    """Write each plot as .png and .svg; return the paths.
 
-    Any record can be drawn: of a run that died, with values that are not finite (crosses at the foot of the
-    plot), of one step or none. `folder` is made if it is not there. Equal input gives equal bytes.
+    Any record can be drawn: that of a run that died, one with values that are not finite (they are crosses at the foot
+    of the plot), one of a single step or of none. `folder` is made if it does not exist. Equal input gives equal bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, paint in PAINTERS.items():
+    for name in PLOTS:
         figure = Figure(figsize=(7.2, 4.2), dpi=100, layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
-        paint(axes, comparison, reference, candidate)
+        PAINTERS[name](axes, comparison, reference, candidate)
         if axes.lines:
             figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
         else:
@@ -100,14 +100,14 @@ def _gradient_norms(axes: Axes, comparison: Comparison, reference: ArmRecord, ca
 def _loss_difference(axes: Axes, comparison: Comparison, reference: ArmRecord, candidate: ArmRecord) -> None:
     axes.set_title("Loss difference between the arms")
     axes.set_ylabel("|Δloss|, nats")
-    theirs = {record.step: record for record in candidate.steps}
-    shared = [(record, theirs[record.step]) for record in reference.steps if record.step in theirs]
+    actual = {record.step: record for record in candidate.steps}
+    shared = [(record, actual[record.step]) for record in reference.steps if record.step in actual]
     steps = np.array([record.step for record, _ in shared], dtype=np.float64)
     gap = difference(
         _series([record for record, _ in shared], "loss"), _series([record for _, record in shared], "loss")
     )
     limit = comparison.limits.loss or 0.0
-    floor = _floor(gap, limit)
+    floor = _zero_level(gap, limit)
     axes.set_yscale("log")
     if not steps.size:
         return
@@ -127,7 +127,7 @@ def _gradient_differences(axes: Axes, comparison: Comparison, reference: ArmReco
     worst = sorted(apart, key=lambda name: -float(np.max(apart[name], initial=0, where=_drawable(apart[name]))))
     limit = comparison.limits.gradient or 0.0
     everything = np.concatenate([*apart.values(), np.empty(0)])
-    floor = _floor(everything, limit)
+    floor = _zero_level(everything, limit)
     axes.set_yscale("log")
     if not steps.size:
         return
@@ -145,7 +145,7 @@ def _tolerance(axes: Axes, limit: float) -> None:
     axes.lines[-1].set_label(f"tolerance {limit:g}")
 
 
-def _floor(gap: Series, limit: float) -> float:
+def _zero_level(gap: Series, limit: float) -> float:
     """Where zeros go on a log axis: the power of ten below everything that is drawn."""
     visible = [*gap[np.isfinite(gap) & (gap > 0)], *([limit] if limit else [])]
     return float(10 ** np.floor(np.log10(max(min(visible, default=1.0), LOWEST_FLOOR)) - 1))
@@ -232,3 +232,4 @@ PAINTERS: dict[str, Painter] = {
     "parameter_norms": _parameter_norms,
     "gradient_differences": _gradient_differences,
 }
+assert PAINTERS.keys() == PLOTS.keys(), "service.contract.gates and this table must list the same plots"

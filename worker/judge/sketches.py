@@ -1,4 +1,4 @@
-"""How far two tensors are apart, seen through their sketches."""
+"""The distance of two tensors, computed from their sketches."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ Vector = NDArray[np.float64]
 
 
 def elements(sketch: Sketch) -> Vector | None:
-    """All elements, float64, in the order they were recorded; None if only the fingerprint was."""
+    """All elements, float64, in the order they were recorded; None if only projections were recorded."""
     if sketch.values is None:
         return None
     try:
@@ -23,24 +23,24 @@ def elements(sketch: Sketch) -> Vector | None:
 
 
 def vectors(one: Sketch, other: Sketch) -> tuple[Vector, Vector] | None:
-    """Both tensors as vectors whose distance is theirs: all elements if both have them, else projections / √K.
+    """Two vectors whose distance is that of the tensors, or an estimate of it; None if their shapes differ.
 
-    None if they are not of one shape.
+    All elements where both sketches have them, otherwise projections / √K.
     """
-    ours, theirs = elements(one), elements(other)
-    if ours is None or theirs is None:
-        ours, theirs = (
+    expected, actual = elements(one), elements(other)
+    if expected is None or actual is None:
+        expected, actual = (
             np.asarray(sketch.projections) / math.sqrt(max(1, len(sketch.projections))) for sketch in (one, other)
         )
-    return (ours, theirs) if ours.shape == theirs.shape else None
+    return (expected, actual) if expected.shape == actual.shape else None
 
 
 def distance(one: Sketch, other: Sketch) -> float:
     """L2 distance of the two tensors: exact from their elements, otherwise estimated.
 
     With random signs s, E[(Σ s x)²] = ‖x‖², and projections are linear, so ‖Δ projections‖ / √K estimates ‖Δx‖ (Alon,
-    Matias, Szegedy 1996). The difference of the norms, which is never larger than the distance, mends an estimate
-    that is too small. NaN if anything is not finite, infinite if the shapes differ.
+    Matias, Szegedy 1996). The difference of the norms, which is never larger than the distance, raises an
+    estimate that is too small. NaN if anything is not finite, infinite if the shapes differ.
     """
     both = vectors(one, other)
     if both is None:
@@ -56,6 +56,6 @@ def factor(one: Sketch, other: Sketch) -> tuple[float, float]:
     both = vectors(one, other)
     if both is None or not float(both[0] @ both[0]) > 0 or not float(both[1] @ both[1]) > 0:
         return math.nan, math.nan
-    ours, theirs = both
-    best = float(ours @ theirs / (ours @ ours))
-    return best, float(np.linalg.norm(theirs - best * ours) / np.linalg.norm(theirs))
+    expected, actual = both
+    best = float(expected @ actual / (expected @ expected))
+    return best, float(np.linalg.norm(actual - best * expected) / np.linalg.norm(actual))

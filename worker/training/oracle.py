@@ -9,7 +9,7 @@ import torch
 from opacus.accountants import create_accountant
 from torch import Tensor, nn
 
-from service.contract import ArmSpec, Clipping, Dtype, ParameterStart, gradient_sigma
+from service.contract import CLIP_EPS, ArmSpec, Clipping, Dtype, ParameterStart, gradient_sigma
 from worker.training.adaptive import AdaptiveRule
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
@@ -17,9 +17,6 @@ from worker.training.observer import Observer, frozen, trainable
 from worker.training.setup import build_optimizer, build_schedule, initial_model
 from worker.training.trainer import StepOutcome
 from worker.training.world import World
-
-# Opacus divides C by the norm plus this, so that a gradient of zero has a finite factor.
-CLIP_EPS = 1e-6
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from html import unescape
 import pytest
 from fastapi.testclient import TestClient
 
+from service.contract import GATES as ALL_GATES
 from service.contract import Arm, Comparison, Mode, Subject, Verdict, Workload
 from tests.service.web.conftest import PNG, Conductor, gate, press, submit
 
@@ -129,6 +130,14 @@ def test_gates_are_grouped_by_what_they_are_about(client: TestClient, conductor:
     assert "oracle_clipped_grad blocks.0.<norm> oracle_clipped_grad broke <here>." in text_of(html)
     assert "step 1 · parameter blocks.0.<norm>" in text_of(html)
     assert "ε against Google's dp-accounting" in text_of(html)
+
+
+def test_every_gate_that_passed_shows_its_title(client: TestClient, conductor: Conductor) -> None:
+    public_id = submit(client)
+    conductor.finish(conductor.claim(public_id), Verdict.PASSED, [gate(name, True, 0.0, 1.0) for name in ALL_GATES])
+    text = text_of(get(client, f"/comparisons/{public_id}"))
+    for name, info in ALL_GATES.items():
+        assert f"{name} {info.title}" in text
 
 
 def test_plots_are_shown_and_lead_to_the_svg(client: TestClient, conductor: Conductor) -> None:

@@ -18,16 +18,16 @@ def found(faults: Faults = HONEST, *, reference: Faults = HONEST, world_size: in
     """Findings of an arm with `faults` on `world_size` ranks, held to the oracle too."""
     kept = {"sizes": changes.pop("sizes", ())}
     case = comparison(world_size=world_size, oracle_steps=6, **SGD | changes)
-    ours = trained(reference, **kept)
-    theirs = trained(faults, world_size=world_size, **kept)
-    return judge(case, ours, theirs, oracle=trained(oracle=True, **kept)).findings
+    expected = trained(reference, **kept)
+    actual = trained(faults, world_size=world_size, **kept)
+    return judge(case, expected, actual, oracle=trained(oracle=True, **kept)).findings
 
 
 def scalar(faults: dict[str, int]) -> Finding:
-    theirs = record()
+    actual = record()
     for name, at in faults.items():
-        theirs = with_metric(theirs, at, name, 77.0)
-    return judge(comparison(), record(), theirs).findings[0]
+        actual = with_metric(actual, at, name, 77.0)
+    return judge(comparison(), record(), actual).findings[0]
 
 
 SCALARS = [
@@ -272,8 +272,8 @@ def test_wrong_noise_in_both_arms_is_found_by_theory() -> None:
 
 
 def test_what_is_not_finite_says_so() -> None:
-    theirs = with_metric(record(), 3, "loss", math.nan)
-    assert "training diverged or overflowed" in judge(comparison(), record(), theirs).findings[0].message
+    actual = with_metric(record(), 3, "loss", math.nan)
+    assert "training diverged or overflowed" in judge(comparison(), record(), actual).findings[0].message
 
 
 def test_advice_depends_on_what_was_asked_for() -> None:

@@ -44,8 +44,8 @@ def scaled(name: str, by: float, at: int = 1, point: str = "sums") -> Faults:
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("by", [0.0, 0.5, 1.001, -1.0])
 def test_one_parameter_off_breaks_its_gates_and_is_named(by: float, exact: bool) -> None:
-    ours, theirs = (trained(faults, exact=exact) for faults in (HONEST, scaled(NORM, by, at=3)))
-    judgement = judge(comparison(exact=exact, **SGD), ours, theirs)
+    expected, actual = (trained(faults, exact=exact) for faults in (HONEST, scaled(NORM, by, at=3)))
+    judgement = judge(comparison(exact=exact, **SGD), expected, actual)
     gate = gate_of(judgement, "clipped_grad")
     assert (gate.passed, gate.first_step, gate.parameter) == (False, 3, NORM)
     assert NORM in gate.detail
@@ -75,8 +75,8 @@ def test_a_gradient_that_is_zero_but_for_rounding_raises_no_alarm(sigma: float) 
         if sigma == 0:
             update[KEY_BIAS] = np.full(8, 1e-5)
 
-    theirs = trained(Faults(grads=other_rounding, update=moved_by_signs), sigma=sigma)
-    assert not failed(judge(comparison(sigma=sigma), trained(sigma=sigma), theirs))
+    actual = trained(Faults(grads=other_rounding, update=moved_by_signs), sigma=sigma)
+    assert not failed(judge(comparison(sigma=sigma), trained(sigma=sigma), actual))
 
 
 def test_a_gradient_of_a_parameter_that_should_have_none_is_seen() -> None:
@@ -130,21 +130,21 @@ def test_sketches_of_another_length_and_broken_values_fail() -> None:
     short = sketch(record(), 2, NORM, "clipped_grad", projections=[1.0])
     gate = gate_of(judge(comparison(), record(), with_parameter(record(), 2, NORM, clipped_grad=short)), "clipped_grad")
     assert (gate.first_step, gate.parameter) == (2, NORM)
-    ours = trained(exact=True)
-    broken = with_parameter(ours, 2, NORM, clipped_grad=sketch(ours, 2, NORM, "clipped_grad", values="?"))
-    assert not gate_of(judge(comparison(), ours, broken), "clipped_grad").passed
+    expected = trained(exact=True)
+    broken = with_parameter(expected, 2, NORM, clipped_grad=sketch(expected, 2, NORM, "clipped_grad", values="?"))
+    assert not gate_of(judge(comparison(), expected, broken), "clipped_grad").passed
 
 
 def test_whole_tensors_show_what_projections_miss() -> None:
     """Values win over projections: equal fingerprints with one other element fail bit by bit."""
-    ours = trained(exact=True)
+    expected = trained(exact=True)
     other = sketch(trained(scaled(NORM, 1 + 1e-6), exact=True), 1, NORM, "clipped_grad").values
-    value = sketch(ours, 1, NORM, "clipped_grad", values=other)
-    theirs = with_parameter(ours, 1, NORM, clipped_grad=value)
-    assert gate_of(judge(comparison(exact=True), ours, theirs), "clipped_grad").passed
-    gate = gate_of(judge(comparison(bitwise=True), ours, theirs), "clipped_grad")
+    value = sketch(expected, 1, NORM, "clipped_grad", values=other)
+    actual = with_parameter(expected, 1, NORM, clipped_grad=value)
+    assert gate_of(judge(comparison(exact=True), expected, actual), "clipped_grad").passed
+    gate = gate_of(judge(comparison(bitwise=True), expected, actual), "clipped_grad")
     assert (gate.passed, gate.limit, gate.parameter) == (False, 0.0, NORM)
-    assert not failed(judge(comparison(bitwise=True), ours, ours))
+    assert not failed(judge(comparison(bitwise=True), expected, expected))
 
 
 def test_elements_that_adam_flips_are_forgiven_and_more_are_not() -> None:
@@ -155,10 +155,10 @@ def test_elements_that_adam_flips_are_forgiven_and_more_are_not() -> None:
 
         return trained(Faults(update=spoil), steps=1)
 
-    ours = record(steps=1)
-    assert gate_of(judge(comparison(steps=1), ours, flip(1)), "parameters").passed
-    assert not gate_of(judge(comparison(steps=1), ours, flip(30)), "parameters").passed
-    assert not gate_of(judge(comparison(steps=1, **SGD), ours, flip(1)), "parameters").passed
+    expected = record(steps=1)
+    assert gate_of(judge(comparison(steps=1), expected, flip(1)), "parameters").passed
+    assert not gate_of(judge(comparison(steps=1), expected, flip(30)), "parameters").passed
+    assert not gate_of(judge(comparison(steps=1, **SGD), expected, flip(1)), "parameters").passed
 
 
 def test_a_loss_may_be_apart_by_what_parameters_that_parted_explain() -> None:
@@ -172,14 +172,14 @@ def test_a_loss_may_be_apart_by_what_parameters_that_parted_explain() -> None:
         worse = with_metric(arm, step, "loss", value_of(arm, step, "loss") + gap)
         return gate_of(judge(comparison(steps=2), record(steps=2), worse), "loss").passed
 
-    ours, theirs = record(steps=2), trained(Faults(update=flip), steps=2)
-    values = (sketch(arm, 1, "token_embedding.weight", "value") for arm in (ours, theirs))
-    explained = distance(*values) * value_of(theirs, 2, "grad_norm_mean")
+    expected, actual = record(steps=2), trained(Faults(update=flip), steps=2)
+    values = (sketch(arm, 1, "token_embedding.weight", "value") for arm in (expected, actual))
+    explained = distance(*values) * value_of(actual, 2, "grad_norm_mean")
     assert explained > 1e-4
-    assert passes(theirs, 2, 1e-4 + 0.9 * explained)
-    assert not passes(theirs, 2, 1e-4 + 1.1 * explained)
-    assert not passes(theirs, 1, 1e-4 + 0.9 * explained)
-    assert not passes(ours, 2, 1e-4 + 0.9 * explained)
+    assert passes(actual, 2, 1e-4 + 0.9 * explained)
+    assert not passes(actual, 2, 1e-4 + 1.1 * explained)
+    assert not passes(actual, 1, 1e-4 + 0.9 * explained)
+    assert not passes(expected, 2, 1e-4 + 0.9 * explained)
 
 
 @pytest.mark.parametrize(("mean", "count"), [(0.0, 0), (1e-9, 0), (1e-4, 2), (1.0, 11)])
@@ -233,12 +233,12 @@ def test_an_arm_may_be_off_by_ten_times_what_rounding_does_to_the_oracle(off: fl
     """A step so ill-conditioned that float32 alone loses 1e-4 of a gradient."""
     lost, whole = 1e-4, {"exact": True, "steps": 1}
     held = comparison(exact=True, oracle_steps=1, max_steps=1, **SGD)
-    theirs, oracle = trained(scaled(NORM, 1 + off * lost), **whole), trained(oracle=True, **whole)
-    ours = trained(**whole)
-    strict = judge(held, ours, theirs, oracle=oracle)
+    actual, oracle = trained(scaled(NORM, 1 + off * lost), **whole), trained(oracle=True, **whole)
+    expected = trained(**whole)
+    strict = judge(held, expected, actual, oracle=oracle)
     assert {("clipped_grad", "comparison"), ("oracle_clipped_grad", "candidate")} <= failed(strict)
     norm = oracle.steps[0].parameters[NORM].clipped_grad.norm
-    judgement = judge(held, ours, theirs, oracle=with_parameter(oracle, 1, NORM, rounding=lost * norm))
+    judgement = judge(held, expected, actual, oracle=with_parameter(oracle, 1, NORM, rounding=lost * norm))
     for name, subject in (("clipped_grad", Subject.COMPARISON), ("oracle_clipped_grad", Subject.CANDIDATE)):
         gate = gate_of(judgement, name, subject)
         assert gate.passed is passes
@@ -248,8 +248,8 @@ def test_an_arm_may_be_off_by_ten_times_what_rounding_does_to_the_oracle(off: fl
 def test_a_norm_may_be_off_by_ten_times_what_rounding_does_to_the_oracle() -> None:
     """And the limit on norms is still 1e-5 where rounding is no excuse."""
     oracle, off = trained(oracle=True), [norm * (1 + 5e-5) for norm in record().steps[0].grad_norms]
-    theirs = with_step(record(), 1, grad_norms=off)
+    actual = with_step(record(), 1, grad_norms=off)
     broken = ("oracle_grad_norms", "candidate")
-    assert broken in failed(judge(comparison(oracle_steps=100), record(), theirs, oracle=oracle))
+    assert broken in failed(judge(comparison(oracle_steps=100), record(), actual, oracle=oracle))
     oracle = with_step(oracle, 1, sample_rounding=1e-5)
-    assert broken not in failed(judge(comparison(oracle_steps=100), record(), theirs, oracle=oracle))
+    assert broken not in failed(judge(comparison(oracle_steps=100), record(), actual, oracle=oracle))

@@ -1,6 +1,12 @@
-"""What adaptive clipping does to σ: Andrew et al., "Differentially Private Learning with Adaptive Clipping" (2021)."""
+"""Constants of clipping, and what adaptive clipping does to σ.
+
+Adaptive clipping: Andrew et al., "Differentially Private Learning with Adaptive Clipping" (2021).
+"""
 
 from service.contract.workload import Clipping, Workload
+
+# Opacus divides C by the norm plus this, so that a gradient of zero has a finite clip factor.
+CLIP_EPS = 1e-6
 
 # The paper's advice for the noise of the count of unclipped samples: a twentieth of the batch.
 COUNT_STD_SHARE = 1 / 20
