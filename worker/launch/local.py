@@ -18,6 +18,7 @@ from worker.launch.provenance import Provenance, describe_provenance
 from worker.launch.rendezvous import ALONE, Rendezvous
 from worker.launch.sandbox.confine import SandboxPlan, plan, private_folders
 from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
+from worker.source import package_folder
 
 GRACE_SECONDS = 2.0
 
@@ -90,6 +91,7 @@ class LocalLauncher:
         self, environment: Mapping[str, str], folder: Path, source: Path | None, gpu: bool, port: int | None
     ) -> SandboxPlan:
         path = [Path(entry).resolve() for entry in environment["PYTHONPATH"].split(os.pathsep)]
+        path += _library_folder()
         programs = [Path(part).resolve().parent for part in self._program[1:] if Path(part).is_file()]
         return plan(
             self._isolation,
@@ -139,6 +141,12 @@ class LocalLauncher:
         """What CUDA calls the GPU that is the `index`th here: of those that are visible, if not all are."""
         visible = self._environment.get("CUDA_VISIBLE_DEVICES")
         return str(index) if visible is None else visible.split(",")[index].strip()
+
+
+def _library_folder() -> list[Path]:
+    """The folder of Flash Clipping if it is installed from a checkout, as `make` does, outside of the interpreter's."""
+    folder = package_folder("flash_clipping").resolve().parent
+    return [] if folder.is_relative_to(Path(sys.prefix).resolve()) else [folder]
 
 
 class LocalArm:

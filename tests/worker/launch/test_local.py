@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from service.contract import Arm, ArmSpec, Device, Kernels, Mode
 from tests.waiting import until
@@ -90,6 +91,17 @@ folder = Path(sys.argv[1])
 spec = ArmSpec.model_validate_json((folder / "given.json").read_text())
 launcher_with_fault("stops_for_ever").start(spec, folder)._agent.wait()
 """
+
+
+@pytest.mark.skipif(not Path(torch.__file__).is_relative_to(sys.prefix), reason="torch is not in this environment")
+def test_a_confined_arm_imports_the_library_of_an_editable_install(tmp_path):
+    """As after `make run` in a checkout: nothing but the installation itself says where the library lies."""
+    show = "import pathlib, sys, flash_clipping; pathlib.Path(sys.argv[-1], 'library').write_text('imported')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    launcher = LocalLauncher(environment, program=(sys.executable, "-c", show))
+    running = launcher.start(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)), tmp_path)
+    until(lambda: running.poll() is not None, DEADLINE)
+    assert (tmp_path / "library").exists(), (tmp_path / "log.txt").read_text()
 
 
 def test_agent_and_ranks_die_with_the_worker_that_started_them(tmp_path):
