@@ -1,4 +1,5 @@
 # `make run` and `make test` are the two commands; the rest is for developers. Everything lands in .venv.
+# ARGS is passed on: make test ARGS="-x --durations=5".
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,19 +8,29 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Files with slow tests come first (tests/conftest.py), in the order of their collection.
 SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test lint check gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos
+# With ROOM, the tests of one room in one process, without lint: `make test ROOM=worker/judge`.
+TESTS := $(if $(ROOM),tests/$(ROOM),$(SPREAD))
+
+.PHONY: help run test test-all lint gpu-test gpu-parity gpu-bench selftest soak fuzz fleet-test history chaos
 .PHONY: container-test bench-service coverage clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  make test ROOM=worker/judge: the tests of one room (a folder or a file below tests/), without lint"
 
 run: $(VENV)/.installed-worker  ## Serve, run a small comparison, print its verdict, keep serving
 	$(BIN)/clipwatch up --demo
 
-test: $(VENV)/.installed-dev lint  ## Lint, type check, walls, and every test that can run here
-	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+test: $(VENV)/.installed-dev $(if $(ROOM),,lint)  ## Lint, type check, walls, and the tests that can run here
+	$(BIN)/python -m pytest -m "not combination" --durations 20 $(TESTS) $(ARGS)
+
+test-all: $(VENV)/.installed-dev $(if $(ROOM),,lint)  ## The same, with combinations that rarely break
+	$(BIN)/python -m pytest --durations 20 $(TESTS) $(ARGS)
 
 coverage: $(VENV)/.installed-dev  ## The same tests, and which lines they reach
 	$(BIN)/python -m pytest $(SPREAD) --cov --cov-report=term $(ARGS)
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev  ## Style, types, walls between rooms, declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -76,5 +87,5 @@ $(VENV)/.installed-dev: pyproject.toml flash_clipping/pyproject.toml constraints
 	$(INSTALL) --editable ./flash_clipping --editable '.[worker,dev]'
 	touch $@
 
-clean:
+clean:  ## Remove the environment and everything that runs and tests left
 	rm -rf $(VENV) .clipwatch clipwatch-runs .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
