@@ -26,8 +26,10 @@ PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|toml|md|ya?ml|html|css|js|Docker
 # Not `kubectl -n clipwatch …` and not `kubectl create namespace clipwatch`.
 COMMAND = re.compile(r"(?<![-/\w])(?<!-n )(?<!namespace )clipwatch ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?")
 # In commands: `pytest tests/…` and `python -m tests.…`, relative to the top folder.
-ARGUMENT = re.compile(r"(?<![\w./-])(?:docs|docker|k8s|migrations|service|tests|worker)(?:/[\w.-]+)+")
+ARGUMENT = re.compile(r"(?<![\w./=-])(?:docs|docker|k8s|migrations|service|tests|worker)(?:/[\w.-]+)+")
 MODULE = re.compile(r"-m ((?:tests|worker|service|flash_clipping)(?:\.\w+)+)")
+ROOM = re.compile(r"\bROOM=([\w./]+)")
+PLACEHOLDER = re.compile(r"NAME|NNNN")
 TARGET = re.compile(r"\bmake ([a-z][a-z-]*)")
 
 
@@ -105,7 +107,7 @@ def test_every_path_in_backticks_exists() -> None:
     broken = []
     for page in pages():
         for path in (code.partition("::")[0] for code in CODE.findall(prose(page))):
-            if not PATH.fullmatch(path) or not ("/" in path or path.startswith("test_")):
+            if PLACEHOLDER.search(path) or not PATH.fullmatch(path) or not ("/" in path or path.startswith("test_")):
                 continue
             candidates = (f"{Path(page).parent}/", *ROOTS)
             somewhere = path.startswith("test_") and any(name.endswith(f"/{path}") for name in names())
@@ -119,8 +121,13 @@ def test_every_path_and_module_in_a_command_exists() -> None:
     for page in pages():
         for part in code(page):
             made = re.findall(r"--(?:output|markdown)[ =](\S+)", part)
-            for path in set(ARGUMENT.findall(part)) - set(made):
-                if not (TOP / path.rstrip(".")).exists() and not re.search(r"\.{3}|…", path):
+            named = set(ARGUMENT.findall(part)) | {f"tests/{room}" for room in ROOM.findall(part)}
+            for path in named - set(made):
+                if (
+                    not PLACEHOLDER.search(path)
+                    and not (TOP / path.rstrip(".")).exists()
+                    and not re.search(r"\.{3}|…", path)
+                ):
                     broken.append(f"{page}: {path}")
             for module in MODULE.findall(part):
                 path = TOP / module.replace(".", "/")
