@@ -72,7 +72,7 @@ def attacked(folder: Path, launcher: Launcher, more: str = "") -> tuple[dict, st
     assert outcome.error is None, (outcome.error, log)
     assert (database.read_text(), other.read_text()) == ("secret", "secret")
     assert hash_package(source.folder / "opacus") == source.digest
-    assert "confined: limits, network, privileges, files; not confined: –" in log
+    assert "confined: limits, network, mounts, privileges, files, system calls; not confined: –" in log
     until(lambda: not marked(marker), 5)
     return json.loads((folder / "attempts" / "candidate" / "found.json").read_text()), log
 

@@ -53,7 +53,7 @@ def test_an_arm_of_several_hosts_reaches_ports_that_nobody_chose_and_no_other(tm
         until(lambda: running.poll() is not None, 60)
     log = (tmp_path / "log.txt").read_text()
     assert running.poll() == 0, log
-    assert "confined: limits, privileges, ports, files; not confined: –" in log
+    assert "confined: limits, mounts, privileges, ports, files, system calls; not confined: –" in log
     assert json.loads((tmp_path / "compiled" / "found").read_text()) == {
         "rank": "0",
         "nic": "lo",

@@ -18,7 +18,7 @@ from worker.launch.docker.container_arm import DockerArm
 from worker.launch.docker.engine_client import connect, find_image, in_words, remove
 from worker.launch.docker.owner_lock import OwnerLock, is_alive
 from worker.launch.protocol import LOG, Isolation, ResourceLimits, RunningArm
-from worker.launch.sandbox.confine import LAYERS, SandboxPlan, private_folders
+from worker.launch.sandbox.confine import CONTAINER, SandboxPlan, private_folders
 from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ class DockerLauncher:
         ranks = write_spec(spec, folder)
         places = {name: str(ARM / Path(path).name) for name, path in private_folders(folder).items()}
         user = _hand_over(folder)
-        plan = SandboxPlan(Isolation.REQUIRED.value, asdict(self._limits), around=list(LAYERS))
+        plan = SandboxPlan(
+            Isolation.REQUIRED.value, asdict(self._limits), gpu=spec.arm.device is Device.CUDA, around=list(CONTAINER)
+        )
         command = ["python3", "-m", "worker.launch.sandbox.supervisor", json.dumps(asdict(plan))]
         command += torchrun_options(ranks, self._program, ARM)
         gpus = self._gpus(devices) if spec.arm.device is Device.CUDA else []

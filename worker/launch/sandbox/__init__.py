@@ -1,1 +1,1 @@
-"""Confines an arm on this host and holds it to its limits."""
+"""Confines an arm on this host, holds it to its limits, and ends all that it started."""

@@ -1,14 +1,11 @@
-"""What an arm may touch: files, network, other processes. It runs code nobody has reviewed.
+"""What an arm may touch: files, network, other processes, system calls. It runs code that nobody has reviewed.
 
-`plan` says it where the arm is launched, as JSON; `confine` does it in the process that the arm then runs in.
+`plan` writes it down where the arm is launched, as JSON; `confine` applies it in the process that the arm then runs in.
 """
 
 import contextlib
-import ctypes
-import fcntl
 import os
 import resource
-import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable
@@ -16,19 +13,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from worker.launch.protocol import Isolation, ResourceLimits
-from worker.launch.sandbox import landlock
+from worker.launch.sandbox import landlock, namespaces, seccomp
+from worker.launch.sandbox.kernel import check, library
 
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 CAPABILITY_VERSION = 0x20080522
-CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
-KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi")
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
-LAYERS = ("network", "privileges", "files")
+LAYERS = ("network", "mounts", "privileges", "files", "system calls")
+# The layers that a container is, whoever starts it.
+CONTAINER = ("network", "mounts", "privileges", "files")
 
-SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys")
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/sys")
 # Of /etc what programs need to start and to find names; not what only root may read, for a worker may be root.
 ETC = (
     "ld.so.cache",
@@ -58,10 +53,10 @@ DEVICE_PATTERNS = ("nvidia*",)
 class SandboxPlan:
     """Folders as strings: `readable` and `writable` with all that is in them, `listable` by name alone.
 
-    `port`: where an arm of several hosts meets. It cannot have a network of its own; all that it may speak TCP with are
-    this port and those that the system hands out by itself.
+    `port`: where the hosts of an arm meet. Such an arm cannot have a network of its own; it may speak TCP with this
+    port and with those that the system assigns by itself.
 
-    `around` names the layers that are there already, put around this process by whoever started it.
+    `around` names the layers that this process has already: whoever started it applied them.
     """
 
     isolation: str
@@ -88,7 +83,7 @@ def plan(
     Of those only what can be imported is readable: the data of the service may lie in one of them.
     """
     prefixes = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)} | {Path(sys.prefix)}
-    entries = list(path)
+    entries = [*path, *_installed_elsewhere(prefixes)]
     packages = [package for entry in entries for package in _importable(entry)]
     return SandboxPlan(
         isolation.value,
@@ -102,23 +97,19 @@ def plan(
 
 
 def confine(given: SandboxPlan) -> tuple[list[str], list[str]]:
-    """Confines this process and all that it starts, as far as this system can. What was done, and what could not be."""
+    """Confines this process and all that it starts, as far as this system can.
+
+    Returns:
+        The names of the layers that were applied, and of those that this system lacks.
+    """
     _limit(given.limits)
-    if given.around:
-        return ["limits", *given.around], [name for name in LAYERS if name not in given.around]
     if given.isolation == Isolation.OFF or sys.platform != "linux":
-        return ["limits"], list(LAYERS)
+        return ["limits", *given.around], [name for name in LAYERS if name not in given.around]
     done, failed = ["limits"], []
-    # In this order: a network of one's own needs privileges, and Landlock that none can be had.
-    port = given.port
-    layers: list[tuple[str, Callable[[], None]]] = [] if port else [("network", _leave_network)]
-    if given.gpu:
-        layers.append(("kernel settings", _keep_kernel_settings))
-    layers.append(("privileges", _drop_privileges))
-    if port:
-        layers.append(("ports", lambda: _ports(port)))
-    layers.append(("files", lambda: _files(given)))
-    for name, layer in layers:
+    for name, layer in _layers(given):
+        if name in given.around:
+            done.append(name)
+            continue
         try:
             layer()
         except OSError:
@@ -128,16 +119,37 @@ def confine(given: SandboxPlan) -> tuple[list[str], list[str]]:
     return done, failed
 
 
+def _layers(given: SandboxPlan) -> list[tuple[str, Callable[[], None]]]:
+    """The layers in their order: namespaces need privileges, Landlock allows no mounts, and seccomp neither of them."""
+    port = given.port
+    layers: list[tuple[str, Callable[[], None]]] = [] if port else [("network", namespaces.leave_network)]
+    layers += [("mounts", lambda: _mounts(given)), ("privileges", _drop_privileges)]
+    if port:
+        layers.append(("ports", lambda: _ports(port)))
+    layers.append(("files", lambda: _files(given)))
+    layers.append(("system calls", lambda: seccomp.restrict(datagrams=given.gpu)))
+    return layers
+
+
+def _installed_elsewhere(prefixes: Iterable[Path]) -> list[Path]:
+    """Folders outside of the interpreter that its `.pth` files name, as those of editable installs do."""
+    # The first entry is the folder of this program, or the working directory.
+    entries = [Path(entry) for entry in sys.path[1:] if os.path.isdir(entry)]
+    return [entry for entry in entries if not any(entry.is_relative_to(prefix) for prefix in prefixes)]
+
+
 def _importable(entry: Path) -> list[Path]:
     if not entry.is_dir():
         return []
+    if entry.name in ("site-packages", "dist-packages"):
+        return [entry]
     kinds = (".py", ".so", ".pth", ".dist-info", ".egg-info")
     return [each for each in entry.iterdir() if each.suffix in kinds or (each / "__init__.py").is_file()]
 
 
 def _limit(limits: dict[str, int]) -> None:
     wanted = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: limits["disk"]}
-    if os.getuid() != 0:  # of root's processes Linux counts none
+    if os.getuid() != 0:  # Linux does not count the processes of root
         wanted[resource.RLIMIT_NPROC] = limits["processes"] * limits["threads"]
     for kind, value in wanted.items():
         _, hard = resource.getrlimit(kind)
@@ -145,60 +157,22 @@ def _limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (allowed, allowed))
 
 
-def _leave_network() -> None:
-    """A network with nothing in it but this host's own address, 127.0.0.1."""
-    uid, gid = os.getuid(), os.getgid()
-    try:
-        _unshare(CLONE_NEWNET)
-    except OSError:
-        _unshare(CLONE_NEWUSER | CLONE_NEWNET)
-        for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path("/proc/self", name).write_text(line)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("16sH14x", b"lo", 0)
-        _, flags = struct.unpack("16sH14x", fcntl.ioctl(probe, SIOCGIFFLAGS, request))
-        fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
-
-
-def _unshare(flags: int) -> None:
-    _check(ctypes.CDLL(None, use_errno=True).unshare(flags))
-
-
-def _keep_kernel_settings() -> None:
-    """What root could set in /proc, read-only: CUDA names its threads by writing there, so an arm must be let in.
-
-    Whoever is not root cannot set it anyway.
-    """
-    try:
-        _unshare(CLONE_NEWNS)
-        _mount(None, "/", MS_REC | MS_PRIVATE)
-        for path in KERNEL_SETTINGS:
-            if os.path.exists(path):
-                _mount(path, path, MS_BIND | MS_REC)
-                _mount(None, path, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    except OSError:
-        if os.getuid() == 0:
-            raise
-
-
-def _mount(source: str | None, target: str, flags: int) -> None:
-    encoded = None if source is None else source.encode()
-    _check(ctypes.CDLL(None, use_errno=True).mount(encoded, target.encode(), None, ctypes.c_ulong(flags), None))
+def _mounts(given: SandboxPlan) -> None:
+    namespaces.own_root(_readable(given), map(Path, given.writable), _devices())
 
 
 def _drop_privileges() -> None:
-    """No capability, none to be had from a program that is started, even for root."""
-    library = ctypes.CDLL(None, use_errno=True)
+    """Drops every capability. No program that is started can give one back, not for root either."""
     for capability in range(64):
-        if library.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            break  # the last one that this kernel knows, or we have no right to: then there is none to lose
+        if library().prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            break  # this kernel knows no more, or this process may not drop any: then it has none
     header = struct.pack("Ii", CAPABILITY_VERSION, 0)
-    _check(library.capset(header, bytes(24)))
-    _check(library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    check(library().capset(header, bytes(24)))
+    check(library().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def _ports(port: int) -> None:
-    """TCP with the port where the hosts meet and with ports that nobody chose: no database, broker or shell has one."""
+    """TCP with the port where the hosts meet, and with ports that the system assigns: servers have others."""
     if landlock.version() < 4:
         raise OSError("this kernel's Landlock knows no ports")
     first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
@@ -208,28 +182,29 @@ def _ports(port: int) -> None:
 def _files(given: SandboxPlan) -> None:
     if not landlock.version():
         raise OSError("this kernel has no Landlock")
-    devices = [Path("/dev", name) for name in DEVICES]
-    devices += [path for pattern in DEVICE_PATTERNS for path in Path("/dev").glob(pattern)]
-    readable = [*SYSTEM, *(f"/etc/{name}" for name in ETC), *given.readable]
     landlock.restrict(
         {
-            landlock.READ: map(Path, readable),
+            landlock.READ: [Path("/proc"), *_readable(given)],
             landlock.LIST: map(Path, given.listable),
-            landlock.DEVICE: devices,
+            landlock.DEVICE: _devices(),
             landlock.WRITE: map(Path, ["/dev/shm", *given.writable]),
+            # CUDA names its threads by writing below /proc.
             landlock.READ | landlock.WRITE_FILE | landlock.TRUNCATE: [Path("/proc")] if given.gpu else [],
         }
     )
 
 
-def _check(result: int) -> None:
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+def _readable(given: SandboxPlan) -> list[Path]:
+    return [Path(path) for path in (*SYSTEM, *(f"/etc/{name}" for name in ETC), *given.readable)]
+
+
+def _devices() -> list[Path]:
+    found = [Path("/dev", name) for name in DEVICES]
+    return found + [path for pattern in DEVICE_PATTERNS for path in Path("/dev").glob(pattern)]
 
 
 def private_folders(folder: Path) -> dict[str, str]:
-    """Makes an arm's home and its folder for temporary files in its own; the variables that name them."""
+    """Makes an arm's home and its folder for temporary files below its own; the variables that name them."""
     places = {"HOME": folder / "home", "TMPDIR": folder / "tmp"}
     for place in places.values():
         place.mkdir(exist_ok=True)

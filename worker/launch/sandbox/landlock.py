@@ -1,14 +1,15 @@
 """Linux' Landlock: a process gives up, for itself and all that it starts, every file but those it names.
 
-It needs no privilege, and root cannot get round it either. The interface is that of linux/landlock.h, by numbers,
-because the C library has no functions for it.
+It needs no privilege, and it holds for root too. The interface is that of linux/landlock.h, by numbers, because the C
+library has no functions for it.
 """
 
 import ctypes
 import os
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
+
+from worker.launch.sandbox.kernel import syscall
 
 CREATE, ADD_RULE, RESTRICT = 444, 445, 446
 VERSION_FLAG, PATH_BENEATH, NET_PORT = 1, 1, 2
@@ -49,12 +50,15 @@ class Port(ctypes.Structure):
 
 
 def version() -> int:
-    """What the kernel knows of Landlock; 0 for nothing."""
-    return max(0, _call(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG), check=False))
+    """The version of Landlock's interface that the kernel has; 0 for none."""
+    try:
+        return syscall(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))
+    except OSError:
+        return 0
 
 
 def restrict(rules: Mapping[int, Iterable[Path]]) -> None:
-    """Allows this process and its children nothing but `rules`: rights, and what they hold for and beneath.
+    """Allows this process and its children nothing but `rules`: rights, and the paths that they hold for and beneath.
 
     Paths that do not exist are left out. The kernel must know Landlock, and no new privileges must be set.
 
@@ -65,12 +69,12 @@ def restrict(rules: Mapping[int, Iterable[Path]]) -> None:
     handled = _handled(known)
     ruleset = Ruleset(handled, 0, SCOPE_ABSTRACT_SOCKETS | SCOPE_SIGNALS if known >= 6 else 0)
     size = {1: 8, 2: 8, 3: 8, 4: 16, 5: 16}.get(known, 24)
-    descriptor = _call(CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), ctypes.c_uint32(0))
+    descriptor = syscall(CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), ctypes.c_uint32(0))
     try:
         for rights, paths in rules.items():
             for path in paths:
                 _allow(descriptor, rights & handled, path)
-        _call(RESTRICT, ctypes.c_int(descriptor), ctypes.c_uint32(0))
+        syscall(RESTRICT, ctypes.c_int(descriptor), ctypes.c_uint32(0))
     finally:
         os.close(descriptor)
 
@@ -85,13 +89,13 @@ def restrict_ports(ports: Iterable[int]) -> None:
         OSError: the kernel refused.
     """
     both = BIND_TCP | CONNECT_TCP
-    descriptor = _call(CREATE, ctypes.byref(Ruleset(REFER, both, 0)), ctypes.c_size_t(16), ctypes.c_uint32(0))
+    descriptor = syscall(CREATE, ctypes.byref(Ruleset(REFER, both, 0)), ctypes.c_size_t(16), ctypes.c_uint32(0))
     try:
         _allow(descriptor, REFER, Path("/"))
         for port in ports:
             rule = Port(both, port)
-            _call(ADD_RULE, ctypes.c_int(descriptor), ctypes.c_int(NET_PORT), ctypes.byref(rule), ctypes.c_uint32(0))
-        _call(RESTRICT, ctypes.c_int(descriptor), ctypes.c_uint32(0))
+            syscall(ADD_RULE, ctypes.c_int(descriptor), ctypes.c_int(NET_PORT), ctypes.byref(rule), ctypes.c_uint32(0))
+        syscall(RESTRICT, ctypes.c_int(descriptor), ctypes.c_uint32(0))
     finally:
         os.close(descriptor)
 
@@ -110,19 +114,6 @@ def _allow(ruleset: int, rights: int, path: Path) -> None:
         return
     try:
         beneath = Beneath(rights if path.is_dir() else rights & OF_FILES, parent)
-        _call(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(PATH_BENEATH), ctypes.byref(beneath), ctypes.c_uint32(0))
+        syscall(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(PATH_BENEATH), ctypes.byref(beneath), ctypes.c_uint32(0))
     finally:
         os.close(parent)
-
-
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _call(number: int, *arguments: object, check: bool = True) -> int:
-    result = _library().syscall(ctypes.c_long(number), *arguments)
-    if check and result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return int(result)

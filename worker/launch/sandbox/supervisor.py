@@ -1,7 +1,7 @@
 """torchrun as a program that is watched: confined before it starts, held to its limits, and ended with all it started.
 
-`python -m worker.launch.sandbox.supervisor PLAN ARGUMENTS…` runs two processes. The first one watches: it is not
-confined, every orphan of the arm becomes its child, and it ends when its starter ends, so that a worker that is killed
+`python -m worker.launch.sandbox.supervisor PLAN ARGUMENTS…` runs two processes. The first one watches and is not
+confined. Every orphan of the arm becomes its child, and it ends when its starter ends, so that a worker that is killed
 leaves no arm on its GPUs. The second one is confined and becomes torchrun.
 """
 
@@ -23,7 +23,7 @@ from worker.lifetime import die_with_parent
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 POLL_SECONDS, CHECK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 10.0
-# Beside those of the ranks, for the conductor to find.
+# The worker looks for the ranks' errors under names of this form.
 ERROR = "error-rank-watch.json"
 
 
@@ -37,7 +37,7 @@ def main() -> int:
     if child == 0:
         return _run(plan, watch)
     if sys.platform == "linux":
-        # Of the same user as the arm, yet no process of it may look into this one or change it.
+        # This process belongs to the same user as the arm. No process of the arm may read its memory or trace it.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: _signal(child, number))
@@ -55,7 +55,7 @@ def _run(plan: SandboxPlan, watch: int) -> int:
     if missing and plan.isolation == Isolation.REQUIRED:
         _write(ErrorKind.DEVICE, f"this worker cannot isolate arms as it must: it lacks {', '.join(missing)}")
         return 1
-    die_with_parent(watch)  # a user namespace of one's own makes Linux forget it
+    die_with_parent(watch)  # again: Linux forgets it when a process enters a user namespace
     # Late: importing torch takes seconds, in which the starter may already be gone.
     from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
@@ -64,7 +64,7 @@ def _run(plan: SandboxPlan, watch: int) -> int:
 
 
 def _watch(child: int, plan: SandboxPlan) -> int:
-    """Waits for the end of torchrun; its exit status. An arm that exceeds a limit is ended before."""
+    """Waits for the end of torchrun and returns its exit status. An arm that exceeds a limit is not waited for."""
     checked = time.monotonic()
     while True:
         status = _reaped(child)
@@ -81,7 +81,7 @@ def _watch(child: int, plan: SandboxPlan) -> int:
 
 
 def _excess(plan: SandboxPlan) -> str | None:
-    """What the arm uses more of than it may, in words."""
+    """Which limit the arm exceeds, in words; None if it exceeds none."""
     limits, family = plan.limits, psutil.Process().children(recursive=True)
     if len(family) > limits["processes"]:
         return f"the arm ran {len(family)} processes, more than the limit of {limits['processes']}"
@@ -108,7 +108,7 @@ def _memory(process: psutil.Process) -> int:
 
 
 def _end_all() -> int:
-    """Ends every process of the arm, those too that hid from their parents; how many there were."""
+    """Ends every process of the arm, also those that left its process groups. How many there were."""
     ended, deadline = set(), time.monotonic() + GRACE_SECONDS
     while (family := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
         for process in family:
@@ -121,7 +121,7 @@ def _end_all() -> int:
 
 
 def _reaped(wanted: int) -> int | None:
-    """Takes leave of all children that have ended; the exit status of `wanted` if it is one of them."""
+    """Reaps all children that have ended; the exit status of `wanted` if it is one of them."""
     status = None
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
