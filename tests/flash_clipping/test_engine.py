@@ -109,15 +109,15 @@ def test_batch_memory_manager():
         assert relative(unwrapped(module)[name], p) < 1e-5, name
 
 
-def test_a_backward_without_a_step_is_forgotten():
-    """As in Opacus, only step() collects gradients; a sample must never be counted twice."""
+def test_backwards_before_a_step_add_up():
     ids, labels = make_data()[:8]
     _, module, optimizer, criterion, _ = make_private(make_model())
     for part in (slice(0, 5), slice(5, 8)):
         criterion(module(ids[part]), labels[part]).backward()
-    optimizer.accumulate()
-    _, expected = oracle(make_model(), ids[5:], labels[5:])
-    check_gradients({name: p.summed_grad for name, p in unwrapped(module).items()}, expected)
+    _, expected = oracle(make_model(), ids, labels)
+    check_gradients({name: p.grad for name, p in unwrapped(module).items()}, expected)
+    optimizer.step()
+    check_gradients({name: p.grad * 6 for name, p in unwrapped(module).items()}, expected)
 
 
 def test_an_empty_batch_adds_noise_alone():
@@ -279,9 +279,10 @@ def test_a_compiled_model(compiled):
     x, labels = torch.randn(5, 6), torch.arange(5) % 4
     expected_norms, expected = oracle(model, x, labels)
     compile_ = partial(torch.compile, backend="aot_eager")
-    _, module, _, criterion, _ = make_private(compile_(model) if compiled == "before" else model)
+    _, module, optimizer, criterion, _ = make_private(compile_(model) if compiled == "before" else model)
     run = compile_(module) if compiled == "after" else module
     for _ in range(2):
+        optimizer.zero_grad()
         criterion(run(x), labels).backward()
     assert relative(module.per_sample_gradient_norms, expected_norms) < 1e-5
     check_gradients({name: p.grad for name, p in model.named_parameters()}, expected)

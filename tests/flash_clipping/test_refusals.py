@@ -10,6 +10,7 @@ from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientCli
 from torch import nn
 from torch.nn import functional as F
 
+from flash_clipping import UnclippedGradientError
 from tests.flash_clipping.model import make_data, make_model, make_private, quiet_engine
 
 
@@ -58,8 +59,22 @@ def test_a_convolution_that_is_called_twice():
 
 
 def test_a_weight_used_without_its_layer():
-    with pytest.raises(RuntimeError, match=r"no per-sample norm for second\.weight, second\.bias"):
+    with pytest.raises(UnclippedGradientError, match=r"second\.weight: used outside of its layer's call"):
         backward(Functional(), torch.randn(3, 4))
+
+
+def test_a_layer_that_is_not_called():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.more = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def forward(self, x):
+            return self.head(x)
+
+    message = r"no per-sample norm for more\.0\.weight, more\.0\.bias, more\.1\.weight and 1 more: the layer was not"
+    with pytest.raises(UnclippedGradientError, match=message):
+        backward(Unused(), torch.randn(3, 4))
 
 
 def test_layers_that_disagree_about_the_batch():

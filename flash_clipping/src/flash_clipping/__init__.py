@@ -10,6 +10,7 @@ from flash_clipping.contributions import Contribution, PerSample
 from flash_clipping.engine import PrivacyEngine, PrivateTraining
 from flash_clipping.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
 from flash_clipping.optimizer import FSDPOptimizerFlash
+from flash_clipping.provenance import NonFiniteGradientError, UnclippedGradientError
 from flash_clipping.samplers import FLASH_NORM_SAMPLERS, register_flash_norm_sampler
 
 __version__ = "0.1.0"
@@ -21,9 +22,11 @@ __all__ = [
     "FSDPOptimizerFlash",
     "GradSampleModuleFlash",
     "GradSampleModuleFlashFSDP",
+    "NonFiniteGradientError",
     "PerSample",
     "PrivacyEngine",
     "PrivateTraining",
+    "UnclippedGradientError",
     "__version__",
     "get_backend",
     "register_flash_norm_sampler",

@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader
 
 from flash_clipping.backend import get_backend
 from flash_clipping.criterion import FlashCriterion
+from flash_clipping.layout import VERIFY
 from flash_clipping.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
 from flash_clipping.noise import CounterNoise, common_generator
 from flash_clipping.optimizer import DistributedDPOptimizerFlash, DPOptimizerFlash, FSDPOptimizerFlash
+from flash_clipping.provenance import NONFINITE
 
 # Opacus is given these names, so that one with flash modes of its own does not take ours for them.
 INNER_NAMES = {"flash": "flash_clipping", "flash_fsdp": "flash_clipping_sharded"}
@@ -81,6 +83,8 @@ class PrivacyEngine(opacus.PrivacyEngine):  # type: ignore[misc]  # Opacus has n
         input_precision: str = "fp16x3",
         noise: str | None = None,
         memory_budget: int | None = None,
+        verify: str = "first",
+        nonfinite: str = "raise",
     ):
         """
         Args:
@@ -94,10 +98,17 @@ class PrivacyEngine(opacus.PrivacyEngine):  # type: ignore[misc]  # Opacus has n
                 "counter".
             memory_budget: bytes that per-sample gradients may take beyond the activations and output gradients they
                 replace, see `Planner`; by default half of what the trainable parameters take on a rank.
+            verify: when it is verified that layers keep samples apart, in the order of the losses: at "first" and
+                whenever shapes agree in a new way (under FSDP in the first backward alone), "always" or "never". It
+                takes two more backwards.
+            nonfinite: what is done about a sample whose gradient is infinite or not a number. "raise": the step
+                raises NonFiniteGradientError, on all ranks, before it applies anything. "drop": the sample has the
+                weight zero, and `module.dropped_samples` counts it. "propagate": as in Opacus the update is not finite
+                either.
 
         Raises:
-            ValueError: unknown `kernels`, `input_precision` or `noise`; from `make_private`, once a flash mode is
-                asked for. Also "counter" in secure mode.
+            ValueError: unknown `kernels`, `input_precision`, `noise`, `verify` or `nonfinite`, or "counter" in secure
+                mode; from `make_private`, once a flash mode is asked for.
             ImportError: "triton" where it is not installed; likewise.
         """
         super().__init__(accountant=accountant, secure_mode=secure_mode)
@@ -105,6 +116,8 @@ class PrivacyEngine(opacus.PrivacyEngine):  # type: ignore[misc]  # Opacus has n
         self.input_precision = input_precision
         self.noise = noise
         self.memory_budget = memory_budget
+        self.verify = verify
+        self.nonfinite = nonfinite
         self._sharded = False
 
     def make_private(
@@ -185,8 +198,12 @@ class PrivacyEngine(opacus.PrivacyEngine):  # type: ignore[misc]  # Opacus has n
         _refuse(module, grad_sample_mode, arguments | newer)
         if self.noise not in (None, *NOISE) or (self.noise == "counter" and self.secure_mode):
             raise ValueError(f"noise must be one of {', '.join(NOISE)}, in secure mode opacus, not {self.noise!r}")
+        for name, known in {"verify": VERIFY, "nonfinite": NONFINITE}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         with self._with_budget(memory_budget, grad_sample_mode):
             wrapped, private, loader = super().make_private(**arguments, **_supported(newer))
+        private.attach(wrapped.names(), wrapped.probe, self.nonfinite)
         # Opacus sets attributes on the criterion, and its default one is shared by all calls.
         criterion = copy.copy(criterion) if criterion is not None else nn.CrossEntropyLoss(reduction=loss_reduction)
         return PrivateTraining(wrapped, private, FlashCriterion(wrapped, private, criterion, loss_reduction), loader)
@@ -282,6 +299,7 @@ class PrivacyEngine(opacus.PrivacyEngine):  # type: ignore[misc]  # Opacus has n
             return super()._prepare_model(module, **kwargs)
         self.validate(module=module, optimizer=None, data_loader=None)
         options = {name: kwargs[name] for name in ("batch_first", "loss_reduction", "max_grad_norm")}
+        options |= {"verify": self.verify, "nonfinite": self.nonfinite}
         backend = get_backend(self.kernels, self.input_precision)
         if not isinstance(module, AbstractGradSampleModule):
             return WRAPPERS[mode](module, backend=backend, memory_budget=self.memory_budget, **options)

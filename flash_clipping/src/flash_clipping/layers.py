@@ -1,17 +1,14 @@
-"""Helpers for layers that FSDP may have changed: their class, their parameters, and a copy for functorch."""
+"""What a layer is beneath FSDP: its type and its parameters."""
 
 from collections.abc import Iterator
 
 import torch
-from opacus.grad_sample.functorch import prepare_layer
 from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 # Opacus unrolls these into RNNLinear layers, and only those are tapped.
 UNROLLED = (DPRNN, DPLSTM, DPGRU)
-
-_FSDP_KEYS = ("_fsdp", "_is_fsdp", "__composable_api")
 
 
 def layer_type(module: nn.Module) -> type[nn.Module]:
@@ -22,36 +19,13 @@ def layer_type(module: nn.Module) -> type[nn.Module]:
     return type(module)
 
 
-def prepare_functorch(module: nn.Module, *, batch_first: bool) -> None:
-    """Sets the attribute of the layer, sharded or not, that Opacus' `ft_compute_per_sample_gradient` calls.
-
-    Raises:
-        NotImplementedError: a child is sharded on its own; its parameters are not whole when functorch needs them.
-    """
+def refuse_sharded_children(module: nn.Module) -> None:
+    """Raises NotImplementedError where the call of a layer without a sampler could not be repeated: a child is sharded
+    on its own, so its parameters are not there when needed."""
     if any(isinstance(child, FSDPModule) for child in module.modules() if child is not module):
         raise NotImplementedError(
             f"{layer_type(module).__name__} has no sampler, and functorch cannot run it with sharded children"
         )
-    plain = _meta_copy(module)
-    prepare_layer(plain, batch_first=batch_first)
-    module.ft_compute_sample_grad = plain.ft_compute_sample_grad
-
-
-def _meta_copy(module: nn.Module) -> nn.Module:
-    """A copy of the layer in its original class, without hooks and storage. FSDP does not allow a deepcopy."""
-    kind = layer_type(module)
-    copy = kind.__new__(kind)
-    nn.Module.__init__(copy)
-    fresh = set(copy.__dict__)
-    own = {key: value for key, value in module.__dict__.items() if key not in fresh and not key.startswith(_FSDP_KEYS)}
-    copy.__dict__.update(own, training=module.training)
-    for name, p in module.named_parameters(recurse=False):
-        copy.register_parameter(name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad))
-    for name in (name for name, p in module._parameters.items() if p is None):
-        copy.register_parameter(name, None)
-    for name, child in module.named_children():
-        copy.add_module(name, _meta_copy(child))
-    return copy
 
 
 def layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

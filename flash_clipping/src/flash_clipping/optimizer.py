@@ -1,20 +1,28 @@
 """The optimizers of the flash modes. They hold one copy of the gradients, where Opacus' hold up to three."""
 
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.optimizers.ddpoptimizer_fast_gradient_clipping import DistributedDPOptimizerFastGradientClipping
 from opacus.optimizers.optimizer import _generate_noise
+from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from flash_clipping.noise import CounterNoise
+from flash_clipping.provenance import ClippedSums, NonFiniteGradientError, UnclippedGradientError
+
+Closure = Callable[[], float]
 
 
-class DPOptimizerFlash(DPOptimizerFastGradientClipping):
-    """Opacus' fast-gradient-clipping optimizer that moves gradients where the original copies them.
+class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
+    """Opacus' fast-gradient-clipping optimizer that applies clipped sums or raises.
 
-    `summed_grad` of a parameter is the sum of clipped gradients until `add_noise` turns it into `grad`.
+    `loss.backward()` of a `FlashLoss` adds Σ_i c_i ∇ℓ_i to `.grad`; several backwards before a step add up. `step`
+    refuses any other gradient. It moves the sums into `summed_grad`, where virtual steps add up, until `add_noise`
+    turns that into the `grad` of the update.
     """
 
     def __init__(self, *args: Any, counter: CounterNoise | None = None, **kwargs: Any):
@@ -25,26 +33,135 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):
         """
         super().__init__(*args, **kwargs)
         self._counter = counter
+        self.sums = ClippedSums()
+        self._summed_bound: float | None = None
+        self._iterations = 0
+        self._stepping = False
+        self._guard_original()
+
+    def attach(self, names: Mapping[torch.Tensor, str], probe: torch.Tensor, nonfinite: str) -> None:
+        """Takes from the wrapped model what `ClippedSums` has to know of it."""
+        self.sums = ClippedSums(names=names, probe=probe, nonfinite=nonfinite)
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """Backwards that add up in the next step, as in Opacus' own optimizer: the accountant multiplies the sampling
+        rate by it. Chunks of one batch, between which steps are skipped, count as one."""
+        return max(1, self._iterations, self.sums.backwards)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in Opacus, with torch's default: a gradient that is set to zero still takes its memory, for nothing."""
-        super().zero_grad(set_to_none)
+        """Drops gradients and clipped sums; those of steps that `signal_skip_step` skipped are kept, as in Opacus.
 
-    def forget_gradients(self) -> None:
-        """`zero_grad` without that of the wrapped optimizer, whose hooks and profiling cost more than the rest."""
-        keeps_sums = self._is_last_step_skipped
-        for p in self.params:
-            p.grad = None
-            if not keeps_sums:
-                p.summed_grad = None
+        `set_to_none` changes nothing: `.grad` becomes None, as a tensor of zeros would be no clipped sum.
+        """
+        super().zero_grad(set_to_none=True)
+        self.sums.clear()
+        if not self._is_last_step_skipped:
+            self._summed_bound, self._iterations = None, 0
+
+    def pre_step(self, closure: Closure | None = None) -> bool:
+        """Checks gradients, adds the noise and scales, as Opacus' does.
+
+        Returns:
+            Whether the wrapped optimizer is to take its step: not where `signal_skip_step` has skipped it.
+
+        Raises:
+            UnclippedGradientError: a gradient that is not the clipped sum that a backward left, or none at all.
+            NonFiniteGradientError: a sample whose gradient is not finite, unless the engine drops such samples.
+            ValueError: `max_grad_norm` is not the one that the gradients were clipped with.
+        """
+        self._check()
+        self._stepping = bool(super().pre_step(closure))
+        if self._stepping:
+            self.sums.applied(self.params)
+            self._summed_bound, self._iterations = None, 0
+        return self._stepping
+
+    def holds_sums(self) -> bool:
+        """Whether a backward since the last step or `zero_grad` has left clipped sums."""
+        return any(self.sums.has_sum(p) for p in self.params)
+
+    def _check(self) -> None:
+        every = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        self.sums.refuse_foreign(every)
+        trained = self.params
+        frozen = [p for p in every if not p.requires_grad and (p.grad is not None or _summed(p) is not None)]
+        if frozen:
+            raise UnclippedGradientError(
+                f"{self.sums.described(frozen)} was frozen between backward and step: call optimizer.zero_grad() and "
+                "compute the gradients again"
+            )
+        missing = [p for p in trained if not self.sums.has_sum(p)]
+        if len(missing) == len(trained):
+            raise UnclippedGradientError(
+                "step() without a backward: call backward() on the loss of the criterion that make_private returned, "
+                "after the last step() and zero_grad(). An empty batch needs one too"
+            )
+        if missing:
+            raise UnclippedGradientError(
+                f"no clipped gradient for {self.sums.described(missing)}: added to the optimizer or made trainable "
+                "after the backward, or not part of the model that make_private wrapped. Call make_private again"
+            )
+        if len({_summed(p) is None for p in trained}) > 1:
+            raise UnclippedGradientError(
+                "parameters were frozen or made trainable between virtual steps: do that after a step that is not "
+                "skipped"
+            )
+        self._check_bound()
+        flags = self.sums.flags(trained)
+        if flags is not None:
+            self._raise_for(*self._agreed(flags).tolist())
+
+    def _check_bound(self) -> None:
+        for bound in (self.sums.bound, self._summed_bound):
+            if bound not in (None, self.max_grad_norm):
+                raise ValueError(
+                    f"max_grad_norm is {self.max_grad_norm:g}, but gradients of this step were clipped with {bound:g}: "
+                    "step its scheduler after optimizer.step(), not between backward and step or between virtual steps"
+                )
+
+    def _raise_for(self, nonfinite: float, changed: float) -> None:
+        if nonfinite:
+            raise NonFiniteGradientError(
+                "the gradient of at least one sample is infinite or not a number. Nothing was applied; zero_grad() "
+                'drops the batch, and PrivacyEngine(nonfinite="drop") gives such samples the weight zero'
+            )
+        if changed:
+            raise UnclippedGradientError(
+                "a clipped gradient was changed between backward and step (through .data, by a GradScaler or by "
+                "clip_grad_norm_): change nothing there. optimizer.zero_grad() drops the gradients"
+            )
+
+    def _agreed(self, flags: torch.Tensor) -> torch.Tensor:
+        """The flags, raised where they are on any rank."""
+        return flags
+
+    def _guard_original(self) -> None:
+        """The wrapped optimizer, called by itself, would apply sums without noise."""
+        original = self.original_optimizer
+        # A later make_private may wrap it again.
+        if handle := getattr(original, "_flash_clipping_guard", None):
+            handle.remove()
+        original._flash_clipping_guard = original.register_step_pre_hook(self._refuse_direct_step)
+
+    def _refuse_direct_step(self, *_: Any) -> None:
+        if not self._stepping:
+            raise UnclippedGradientError(
+                "the optimizer that was given to make_private was stepped by itself, without noise: call step() of the "
+                "optimizer that make_private returned"
+            )
+        self._stepping = False
 
     @torch.no_grad()
     def accumulate(self) -> None:
-        """Moves the gradients of the last backward into `summed_grad`."""
+        """Moves the clipped sums in `.grad` into `summed_grad`."""
+        self._summed_bound, self._iterations = self.max_grad_norm, self.accumulated_iterations
         for p in self.params:
             # Moved, not copied: `zero_grad` would clear a gradient in place.
             gradient, p.grad = p.grad, None
-            p.summed_grad = gradient if p.summed_grad is None else p.summed_grad.add_(gradient)
+            earlier = _summed(p)
+            p.summed_grad = gradient if earlier is None else earlier.add_(gradient)
+        self.sums.clear()
 
     @torch.no_grad()
     def add_noise(self) -> None:
@@ -74,14 +191,17 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):
             torch._foreach_div_([p.grad for p in self.params], self._divisor())
 
     def _divisor(self) -> float:
-        return self.expected_batch_size * self.accumulated_iterations
+        return float(self.expected_batch_size)
 
-    def _own_part(self, noise: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def _own_part(self, noise: torch.Tensor, like: Any) -> torch.Tensor:
         return noise
 
 
-class DistributedDPOptimizerFlash(DistributedDPOptimizerFastGradientClipping, DPOptimizerFlash):
+class DistributedDPOptimizerFlash(DistributedDPOptimizerFastGradientClipping, DPOptimizerFlash):  # type: ignore[misc]
     """Opacus' optimizer for its DifferentiallyPrivateDistributedDataParallel, with moved gradients."""
+
+    def _agreed(self, flags: torch.Tensor) -> torch.Tensor:
+        return _highest_of_ranks(flags)
 
 
 class FSDPOptimizerFlash(DPOptimizerFlash):
@@ -93,6 +213,9 @@ class FSDPOptimizerFlash(DPOptimizerFlash):
     size: with `counter` each rank draws its shard of it; without, every rank draws it in parameter order and full
     shape from a generator of one seed, and adds its slice.
     """
+
+    def _agreed(self, flags: torch.Tensor) -> torch.Tensor:
+        return _highest_of_ranks(flags)
 
     @torch.no_grad()
     def scale_grad(self) -> None:
@@ -106,3 +229,14 @@ class FSDPOptimizerFlash(DPOptimizerFlash):
 
     def _own_part(self, noise: torch.Tensor, like: DTensor) -> DTensor:
         return distribute_tensor(noise.to(like.dtype), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _summed(p: nn.Parameter) -> torch.Tensor | None:
+    """`summed_grad`, which a parameter does not have that was frozen when the optimizer was wrapped."""
+    total: torch.Tensor | None = getattr(p, "summed_grad", None)
+    return total
+
+
+def _highest_of_ranks(flags: torch.Tensor) -> torch.Tensor:
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return flags
