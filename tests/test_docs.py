@@ -79,7 +79,8 @@ def anchors(page: str) -> frozenset[str]:
 def commands() -> dict[str, set[str]]:
     """The commands of `clipwatch`, each with the subcommands that its module declares."""
     found: dict[str, set[str]] = {name: set() for name in cli.list_commands(Context(cli))}
-    for name in sorted(name for name in names() if re.match(r"(service|worker)/commands/\w+\.py$", name)):
+    modules = (name for name in sorted(names()) if re.match(r"(service|worker)/commands/\w+\.py$", name))
+    for name in (module for module in modules if "@click.group" in text_of(module)):
         functions = [node for node in ast.walk(ast.parse(text_of(name))) if isinstance(node, ast.FunctionDef)]
         for name_of_function, decorator in ((node.name, one) for node in functions for one in node.decorator_list):
             match decorator:
