@@ -1,4 +1,4 @@
-"""Run by Alembic: on the connection it is given, or on the database of the settings (`alembic revision`)."""
+"""Alembic runs this: on the connection that `service.store.migrate` passes, else on the database of the settings."""
 
 from alembic import context
 from sqlalchemy import Connection
@@ -9,7 +9,7 @@ from service.store import Base, Database
 
 
 def as_plain_type(kind: str, item: object, _context: object) -> str | bool:
-    """Migrations name SQL types, not ours: those may change after the migration was written."""
+    """Renders our own column types as plain SQL types, because ours may change after a migration was written."""
     return f"sa.{item.impl_instance!r}" if kind == "type" and isinstance(item, TypeDecorator) else False
 
 

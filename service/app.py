@@ -27,7 +27,7 @@ from service.web import add_dashboard
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """An app on its own context. The database must have been migrated: `/readyz` says so if it was not."""
+    """An app with a context of its own. The database must be migrated: `/readyz` says so if it is not."""
     settings = settings or get_settings()
 
     @asynccontextmanager

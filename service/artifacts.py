@@ -1,4 +1,4 @@
-"""Files too large for the database, kept in one folder reached through fsspec: local, S3 or anything it knows."""
+"""Files that are too large for the database, in one folder: a local one, S3, or any other that fsspec knows."""
 
 import secrets
 from contextlib import suppress
@@ -10,7 +10,7 @@ import fsspec
 
 from service.settings import Settings
 
-# Finished arms that later attempts reuse, in a folder of their own.
+# The folder of finished arms that later attempts reuse.
 ARMS = "arms"
 
 
@@ -21,14 +21,14 @@ class ArtifactFolder:
         self._files, self._root = fsspec.core.url_to_fs(settings.artifacts)
 
     def put(self, source: Path, uri: str) -> int:
-        """Copies a local file in, replacing what was there. Returns its size in bytes."""
+        """Copies a local file to `uri`, replacing a file that is there. Returns its size in bytes."""
         target = f"{self._root}/{uri}"
         self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._files.put_file(str(source), target)
         return source.stat().st_size
 
     def write(self, content: bytes, uri: str) -> None:
-        """Stores bytes at once: whoever reads finds all that was there before, or all of these."""
+        """Stores bytes at `uri` atomically: a reader finds either the whole old file or the whole new one."""
         target = f"{self._root}/{uri}"
         scratch = f"{target}.{secrets.token_hex(8)}"
         self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
@@ -39,18 +39,22 @@ class ArtifactFolder:
         """The artifacts in `folder` that were last written before `moment`."""
         old = []
         for path in self._files.find(f"{self._root}/{folder}"):
-            # One that is being written is under another name in a moment.
+            # A file that is being written is renamed when it is complete.
             with suppress(FileNotFoundError):
                 if self._files.modified(path) < moment:
                     old.append(f"{folder}/{path.rpartition('/')[2]}")
         return old
 
     def read(self, uri: str) -> bytes:
-        """The bytes of an artifact. Raises FileNotFoundError when it is gone."""
+        """The bytes of an artifact.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
         return cast(bytes, self._files.cat_file(f"{self._root}/{uri}"))
 
     def delete(self, uri: str) -> None:
-        """Removes an artifact. Harmless when it is gone."""
+        """Removes an artifact, if it is there."""
         try:
             self._files.rm_file(f"{self._root}/{uri}")
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The reconciler: plans what was heard, settles what has ended, tells who is to know. It runs in the `beat` process."""
+"""The reconciler: brings checks and reports up to date with what has happened. It runs in the `beat` process."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReconcileResult:
-    """What one round did: deliveries handled, checks that moved on, reports sent."""
+    """What one round did: deliveries handled, checks that changed, reports sent."""
 
     handled: int
     settled: int
@@ -26,7 +26,7 @@ class ReconcileResult:
 
 
 class Reconciler:
-    """Looks after checks. Several at once are harmless: the database says who does what."""
+    """Plans checks, settles them and reports on them. Several at once are harmless: each step claims its row."""
 
     def __init__(self, database: Database, notifier: Notifier, settings: Settings) -> None:
         host = GitHub(settings) if settings.speaks_to_github else None
@@ -35,7 +35,10 @@ class Reconciler:
         self._database, self._settings = database, settings
 
     def round(self) -> ReconcileResult:
-        """Plans, settles and reports, in this order, so that a report says what is so. Each even if another fails."""
+        """One round, in the order in which a report is true when it is sent. A step that fails does not stop the next.
+
+        1. Deliveries become checks. 2. Checks whose comparisons have ended get their verdict. 3. Due reports are sent.
+        """
         return ReconcileResult(
             _guarded(self._planner.handle_all),
             _guarded(lambda: settle(self._database, self._settings)),
@@ -43,15 +46,15 @@ class Reconciler:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Goes round until `stop` is set."""
+        """Runs rounds until `stop` is set."""
         while not stop.wait(self._settings.keep_seconds):
             self.round()
 
 
-def _guarded(part: Callable[[], int]) -> int:
-    """What the part did; a failure is logged, and the next round tries again."""
+def _guarded(step: Callable[[], int]) -> int:
+    """The result of the step; 0 if it fails, which is logged. The next round tries again."""
     try:
-        return part()
+        return step()
     except Exception:
-        log.exception("a part of the round failed; the next round tries again")
+        log.exception("a step of the round failed; the next round tries again")
         return 0

@@ -1,4 +1,4 @@
-"""Takes secrets out of texts that leave the process: logs, errors, answers."""
+"""Removes secrets from texts that leave the process: logs, errors, responses."""
 
 import re
 
@@ -8,7 +8,7 @@ BEARER = re.compile(r"(?i)\b(authorization:\s*|bearer\s+)(?!token\b|<)[A-Za-z0-9
 
 
 def redact(text: str) -> str:
-    """The text with passwords of URLs, tokens and bearer headers left out.
+    """The text with the passwords in URLs, tokens and bearer headers replaced by `***`.
 
     >>> redact("no answer from postgresql://me:secret@db/clipwatch")
     'no answer from postgresql://me:***@db/clipwatch'

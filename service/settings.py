@@ -1,4 +1,4 @@
-"""Settings: defaults that run embedded in a folder, every one of them overridden by a `CLIPWATCH_` variable."""
+"""The settings. Each has a default and is overridden by a variable, `CLIPWATCH_` and its name in capitals."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ DEFAULT_RATE = "600/minute"
 
 
 class Settings(BaseSettings):
-    """One value for each process. With none given, everything lives in `data_dir`."""
+    """The settings of one process. By the defaults the service keeps all its data in `data_dir`."""
 
     model_config = SettingsConfigDict(env_prefix="CLIPWATCH_", env_ignore_empty=True, frozen=True)
 
@@ -22,20 +22,29 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; default SQLite in data_dir")
     broker_url: str = Field("", description="Celery broker, such as redis://host/0; default folders in data_dir")
     artifacts_url: str = Field("", description="fsspec URL of a folder; default a folder in data_dir")
-    cache: str = Field("", description="Folder of the mirror and the sources of Opacus; default in data_dir")
+    cache: str = Field(
+        "", description="Folder for a mirror of Opacus' repository and its checked-out sources; default in data_dir"
+    )
     opacus_remote: str = Field(
         "https://github.com/meta-pytorch/opacus", description="URL or path of the repository that commits come from"
     )
     allow_opacus_paths: bool = Field(
-        False, description="Let clients of the API have workers run an Opacus from any folder, `path:<folder>`"
+        False,
+        description="Whether an arm submitted over the API may name a folder of the worker, `path:<folder>`",
     )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
 
-    lease_seconds: float = Field(30, gt=0, description="A worker silent for this long loses its comparison")
-    heartbeat_seconds: float = Field(1, gt=0, description="How often a worker renews its lease and looks for a cancel")
-    sweep_seconds: float = Field(5, gt=0, description="How often the sweeper looks for what was lost")
-    ring_seconds: float = Field(30, gt=0, description="Ring again for a comparison queued for this long")
+    lease_seconds: float = Field(
+        30, gt=0, description="A worker without a heartbeat for this long loses its comparison"
+    )
+    heartbeat_seconds: float = Field(1, gt=0, description="How often a worker renews its lease and checks for a cancel")
+    sweep_seconds: float = Field(
+        5, gt=0, description="How often the sweeper looks for expired attempts and lost notifications"
+    )
+    ring_seconds: float = Field(
+        30, gt=0, description="Notify workers again about a comparison that has been queued for this long"
+    )
     arm_seconds: float = Field(4 * 3600, gt=0, description="An arm that takes longer is ended: error")
     stall_seconds: float = Field(1800, gt=0, description="An arm without a step for this long is ended: error")
     comparison_seconds: float = Field(12 * 3600, gt=0, description="An attempt that takes longer is ended: error")
@@ -48,91 +57,115 @@ class Settings(BaseSettings):
         "each comparison that it conducts at a time, but no more than it has cores",
     )
     max_log_chars: int = Field(
-        1_000_000, ge=1_000, description="Characters of log kept per attempt, half of it its end"
+        1_000_000,
+        ge=1_000,
+        description="Characters of log that are kept per attempt: half from its start, half from its end",
     )
     max_body_bytes: int = Field(1_000_000, ge=1_000, description="Largest request body")
 
-    public_url: str = Field("", description="Where browsers reach this service; links and pictures in reports need it")
-    rules: Path | None = Field(None, description="TOML file: which commits are checked with what, and who may run code")
+    public_url: str = Field("", description="Address of this service for browsers; links and images in reports need it")
+    rules: Path | None = Field(
+        None, description="TOML file: which commits are checked with which suites, and who may approve a pull request"
+    )
     github_api: str = Field("https://api.github.com", description="GitHub's REST API, or that of an Enterprise server")
-    github_secret: Path | None = Field(None, description="File with the webhook's secret; one a line, any is accepted")
-    github_token: Path | None = Field(None, description="File with a token that may set statuses and comment")
-    github_app_id: str = Field("", description="Id of a GitHub App, which may make check runs; goes before a token")
+    github_secret: Path | None = Field(
+        None, description="File with the secrets of the webhook, one a line; a delivery may be signed with any of them"
+    )
+    github_token: Path | None = Field(
+        None, description="File with a token that may set commit statuses and write comments"
+    )
+    github_app_id: str = Field(
+        "", description="Id of a GitHub App, which may create check runs; if set, it is used in place of a token"
+    )
     github_app_key: Path | None = Field(None, description="File with the App's private key, PEM")
-    notify_url: str = Field("", description="Is POSTed to, signed, when entries begin to fail, are fixed or go")
+    notify_url: str = Field(
+        "", description="URL that gets a signed POST when entries begin to fail, are fixed or disappear"
+    )
     notify_secret: Path | None = Field(None, description="File with the secret that notifications are signed with")
-    slack_url: str = Field("", description="Slack-compatible incoming webhook for the same")
-    keep_seconds: float = Field(2, gt=0, description="How often deliveries, checks and reports are looked after")
-    watch_seconds: float = Field(60, gt=0, description="How often `clipwatch watch` looks at the repository")
-    source_days: float = Field(30, ge=1, description="Sources of Opacus that no arm asked for in so long are removed")
+    slack_url: str = Field("", description="Slack-compatible incoming webhook that gets a message at the same events")
+    keep_seconds: float = Field(2, gt=0, description="How often the reconciler handles deliveries, checks and reports")
+    watch_seconds: float = Field(60, gt=0, description="How often `clipwatch watch` polls the repository")
+    source_days: float = Field(30, ge=1, description="Sources of Opacus that no arm has used for this long are deleted")
 
     auth: Literal["auto", "off", "required"] = Field(
-        "auto", description="Whether a token is asked for; auto: unless `host` is a loopback address"
+        "auto", description="Whether tokens are required; auto: unless `host` is a loopback address"
     )
-    public_read: bool = Field(False, description="Let everybody look at comparisons, and only those with a token act")
+    public_read: bool = Field(
+        False, description="Whether everyone may read without a token; submitting and cancelling still require one"
+    )
     session_hours: float = Field(12, gt=0, description="How long a login to the dashboard lasts")
     rate_limit: str = Field(
         "",
-        description="Requests per token or address; default 600/minute where a token is asked for",
+        description="Requests per token or address; default 600/minute where tokens are required",
     )
     rate_limit_url: str = Field("", description="Redis in which several API processes count requests together")
 
     launcher: Literal["local", "fleet", "container", "kubernetes"] = Field(
         "local",
-        description="Where arms run: under torchrun on the worker's host; on it and on others whose workers say fleet "
-        "too; in a container each; as pods of a cluster",
+        description="Where arms run. local: under torchrun on the worker's host; fleet: on several hosts, each with a "
+        "worker that has this setting; container: each in a container; kubernetes: as pods of a cluster",
     )
     container_image: str = Field(
-        "clipwatch-worker:cuda", description="Image of the arms' containers, of the worker's release; a digest pins it"
+        "clipwatch-worker:cuda",
+        description="Image of the arms' containers, of the same release as the worker; may be pinned by a digest",
     )
-    container_engine: str = Field("", description="URL of the engine; default DOCKER_HOST or the usual socket")
+    container_engine: str = Field(
+        "", description="URL of the Docker or Podman engine; default DOCKER_HOST or the usual socket"
+    )
 
     isolation: Literal["auto", "required", "off"] = Field(
-        "auto", description="Whether arms are kept from what is not theirs; auto: as far as the worker's system can"
+        "auto",
+        description="Whether arms are confined to their own files and devices; auto: as far as the system supports it",
     )
-    arm_memory_gib: float = Field(
-        0, ge=0, description="Memory that an arm may use, all its ranks together; 0: no limit"
-    )
-    arm_disk_gib: float = Field(20, gt=0, description="What an arm may write to the disk")
+    arm_memory_gib: float = Field(0, ge=0, description="Memory that all ranks of an arm together may use; 0: no limit")
+    arm_disk_gib: float = Field(20, gt=0, description="Disk space that an arm may use")
     arm_processes: int = Field(256, ge=8, description="Processes that an arm may run")
 
     host_name: str = Field(
         "",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$",
-        description="This host's name in the fleet; default its own",
+        description="Name of this host in the fleet; default its host name",
     )
-    host_address: str = Field("", description="Address where the other hosts reach this one; default that of host_nic")
-    host_nic: str = Field(
-        "", description="Interface that arms speak over, NCCL and gloo; default the one with the address"
+    host_address: str = Field("", description="Address of this host for the other hosts; default that of host_nic")
+    host_nic: str = Field("", description="Network interface for NCCL and gloo; default the one with host_address")
+    fleet_ports: str = Field("29400-29499", description="Ports of the head for the rendezvous of an arm's hosts")
+    fleet_join_seconds: float = Field(
+        120, gt=0, description="A host that has not begun its part of an arm after this long is lost"
     )
-    fleet_ports: str = Field("29400-29499", description="Ports of the head where the hosts of an arm meet")
-    fleet_join_seconds: float = Field(120, gt=0, description="A host that has not begun for so long is lost")
-    fleet_collective_seconds: float = Field(600, gt=0, description="Ranks on several hosts wait so long for each other")
+    fleet_collective_seconds: float = Field(
+        600, gt=0, description="How long ranks on several hosts wait for each other in a collective"
+    )
     fleet_wait_seconds: float = Field(
-        3600, gt=0, description="A comparison that needs more hosts than there are for so long is ended: error"
+        3600, gt=0, description="A comparison that needs more hosts than there are for this long is ended: error"
     )
 
-    kubernetes_namespace: str = Field("clipwatch", description="Namespace of arms")
-    kubernetes_image: str = Field("clipwatch-worker:latest", description="Image of arms: the worker's")
-    kubernetes_claim: str = Field("arms", description="Volume claim through which arms and workers exchange files")
-    kubernetes_mount: Path = Field(Path("/arms"), description="Where workers have that claim mounted")
-    kubernetes_device: Literal["cpu", "cuda"] = Field("cpu", description="What arms train on unless they ask for cpu")
-    kubernetes_ranks_per_node: int = Field(8, ge=1, description="Most ranks of a pod; each has a GPU with cuda")
+    kubernetes_namespace: str = Field("clipwatch", description="Namespace of the arms")
+    kubernetes_image: str = Field("clipwatch-worker:latest", description="Image of the arms: the worker's image")
+    kubernetes_claim: str = Field("arms", description="Volume claim of the folder that arms and workers share")
+    kubernetes_mount: Path = Field(Path("/arms"), description="Where the worker has this claim mounted")
+    kubernetes_device: Literal["cpu", "cuda"] = Field("cpu", description="Device of arms that do not request cpu")
+    kubernetes_ranks_per_node: int = Field(8, ge=1, description="Most ranks in a pod; with cuda each has a GPU")
     kubernetes_max_nodes: int = Field(16, ge=1, description="Most pods of an arm")
-    kubernetes_cpus: int = Field(1, ge=1, description="CPUs that each rank asks for")
+    kubernetes_cpus: int = Field(1, ge=1, description="CPUs that each rank requests")
     kubernetes_memory_gib: float = Field(4, gt=0, description="Memory that each rank may use")
     kubernetes_interface: str = Field("eth0", description="Network interface of pods, for NCCL and gloo between nodes")
-    kubernetes_queue: str = Field("", description="Kueue's local queue for arms; default none")
+    kubernetes_queue: str = Field("", description="Local queue of Kueue for the arms; default none")
     kubernetes_topology: str = Field(
-        "", description="Node label whose value an arm has to itself, such as a rack; JobSet only; default none"
+        "",
+        description="Node label, such as that of a rack: all pods of an arm run on nodes with the same value, and no "
+        "other arm gets that value; JobSet only; default none",
     )
-    kubernetes_start_seconds: float = Field(600, gt=0, description="An arm whose pods do not start for so long: error")
-    kubernetes_pod_name: str = Field("", description="The worker's own pod; default its host name")
-    kubernetes_pod_uid: str = Field("", description="That pod's uid, so that arms end with it; default they do not")
+    kubernetes_start_seconds: float = Field(
+        600, gt=0, description="An arm whose pods have not started after this long is ended: error"
+    )
+    kubernetes_pod_name: str = Field("", description="Name of the worker's own pod; default its host name")
+    kubernetes_pod_uid: str = Field("", description="Uid of this pod, so that arms end with it; by default they do not")
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    otlp_endpoint: str = Field("", description="Where traces are sent, such as http://collector:4318; default nowhere")
+    otlp_endpoint: str = Field(
+        "", description="Where traces are sent, such as http://collector:4318; by default there are none"
+    )
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeat(self) -> "Settings":
@@ -152,7 +185,7 @@ class Settings(BaseSettings):
     def _ports_are_a_range(cls, ports: str) -> str:
         first, _, last = ports.partition("-")
         if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65_535):
-            raise ValueError("a range of ports such as 29400-29499, from 1024 on")
+            raise ValueError("must be a range of ports from 1024 on, such as 29400-29499")
         return ports
 
     @property
@@ -186,8 +219,13 @@ class Settings(BaseSettings):
         return Path(self.cache).expanduser().absolute() if self.cache else self.folder / "cache"
 
     @property
+    def subscriptions(self) -> dict[str, str]:
+        """The URLs that are notified of changed verdicts, by kind of report; those that are not set are left out."""
+        return {kind: url for kind, url in {"webhook": self.notify_url, "slack": self.slack_url}.items() if url}
+
+    @property
     def speaks_to_github(self) -> bool:
-        """Whether there is a credential to report with."""
+        """Whether there is a credential for GitHub's API."""
         return bool(self.github_app_id or self.github_token)
 
     @property
@@ -210,7 +248,7 @@ class Settings(BaseSettings):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that give a child process the settings that this one has."""
+        """The environment variables that give a child process the settings of this one."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         values = given | {"data_dir": self.folder}
         return dict(os.environ) | {f"CLIPWATCH_{name.upper()}": str(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Comparisons, attempts and what they leave behind."""
+"""Comparisons, attempts and their results."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What a gate and a finding are about: which arms, which parameter."""
+"""Gates and findings name the arms that they compare, and the parameter."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Arms that were not run again say which attempt ran them."""
+"""A reused arm names the attempt that ran it."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Indexes for lists that are narrowed to a mode or to a part of a name."""
+"""Indexes for lists that are filtered by mode or by a part of the name."""
 
 from alembic import op
 from sqlalchemy.exc import DBAPIError

@@ -1,4 +1,4 @@
-"""What is lost again and again is claimed by nobody before its time."""
+"""A comparison that was lost repeatedly is not claimed before a given time."""
 
 import sqlalchemy as sa
 from alembic import op

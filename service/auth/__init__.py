@@ -1,6 +1,6 @@
-"""Who is asking and what they may do: tokens, sessions of the dashboard, and how often one may ask.
+"""Authentication and rate limits: tokens, their scopes, sessions of the dashboard.
 
-Nothing here speaks HTTP: `service.api.access` and `service.web.visitor` turn what is found here into answers.
+Nothing here knows of HTTP: `service.api.access` and `service.web.visitor` apply it to requests.
 """
 
 from service.auth.caller import NO_ACCESS, UNRESTRICTED, Authenticator, Caller

@@ -1,4 +1,4 @@
-"""How often somebody may ask."""
+"""Rate limits: how many requests, and how many wrong tokens, are accepted in a minute."""
 
 import logging
 import math
@@ -10,14 +10,14 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from service.settings import Settings
 
-# Guesses of a token, by address. They are hopeless; this keeps them cheap.
+# Wrong tokens from one address. No guess can succeed; this limit keeps guessing from loading the service.
 GUESSES = parse("20/minute")
 
 log = logging.getLogger(__name__)
 
 
 class TooMany(Exception):
-    """Somebody asked too often. `seconds` is when they may again."""
+    """A limit is used up. The next request is accepted in `seconds` seconds."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"too many requests: try again in {seconds} s")
@@ -25,7 +25,7 @@ class TooMany(Exception):
 
 
 class Limiter:
-    """Counts requests by token or address, in this process or, by a setting, in a Redis that processes share."""
+    """Counts requests by token or address: in this process, or if a setting names one, in a Redis shared by several."""
 
     def __init__(self, settings: Settings) -> None:
         rate = settings.effective_rate_limit
@@ -36,26 +36,26 @@ class Limiter:
         self._shared = SlidingWindowCounterRateLimiter(_storage(shared)) if shared else None
 
     def request(self, who: str) -> None:
-        """Counts a request.
+        """Counts a request of `who`, a token's id or an address.
 
         Raises:
-            TooMany: `who` has made all that they may.
+            TooMany: `who` has used up the limit.
         """
         self._hit(self._rate, "request", who)
 
     def guess(self, address: str) -> None:
-        """Counts a token that opened nothing.
+        """Counts a wrong token from this address.
 
         Raises:
-            TooMany: as of `may_guess`.
+            TooMany: there were too many.
         """
         self._hit(self._guesses, "guess", address)
 
     def may_guess(self, address: str) -> None:
-        """Counts nothing.
+        """Checks the limit on wrong tokens without counting one.
 
         Raises:
-            TooMany: too many tokens from this address opened nothing.
+            TooMany: there were too many from this address.
         """
         if self._guesses is not None and not self._own.test(self._guesses, "guess", address):
             raise TooMany(self._wait(self._own, self._guesses, "guess", address))
@@ -63,12 +63,12 @@ class Limiter:
     def _hit(self, item: RateLimitItem | None, *key: str) -> None:
         if item is None:
             return
-        # Guesses are counted here whatever is shared: it must not hang on a Redis whether they are.
+        # Guesses are counted in this process, so that they are limited also while Redis is down.
         limiter = self._shared if self._shared and key[0] == "request" else self._own
         try:
             passed = limiter.hit(item, *key)
         except Exception as error:
-            # A Redis that is down must not take the service with it; each process then counts for itself.
+            # The service must work while Redis is down: each process then counts by itself.
             log.warning("the rate limit's Redis cannot be used: %s", type(error).__name__)
             limiter, passed = self._own, self._own.hit(item, *key)
         if not passed:

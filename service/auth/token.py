@@ -1,7 +1,7 @@
-"""What a token is: `cw_<public id>_<secret>`, of which only a hash of the secret is kept.
+"""The format of a token, `cw_<public id>_<secret>`, and of what is stored: a hash of the secret.
 
-The secret has 256 random bits. Slow hashes as bcrypt are for passwords, which people choose and others guess; nobody
-guesses this one, and a slow hash in front of every request would only help whoever wants to keep the service busy.
+The secret has 256 random bits, so it cannot be guessed and a fast hash is enough. A slow hash such as bcrypt protects
+passwords that people choose; here it would only let an attacker load the service with wrong tokens.
 """
 
 import hashlib
@@ -12,24 +12,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 SECRET_BYTES = 32
-SHAPE = re.compile(r"cw_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+FORMAT = re.compile(r"cw_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
 class Scope(StrEnum):
-    """What a token opens: looking; also submitting, cancelling and running again; also handing out tokens."""
+    """What a token allows. `read`: look; `submit`: also submit, cancel and rerun; `admin`: also create tokens."""
 
     READ = "read"
     SUBMIT = "submit"
     ADMIN = "admin"
 
     def covers(self, other: "Scope") -> bool:
-        """Whether whoever has this scope may do what needs the other."""
+        """Whether this scope allows everything that the other one does."""
         order = list(Scope)
         return order.index(self) >= order.index(other)
 
 
 class MalformedToken(ValueError):
-    """This is no token of Clipwatch. The text is not repeated: it may be a secret of somewhere else."""
+    """The text is not a token of Clipwatch. The message does not repeat it: it may be another service's secret."""
 
     def __init__(self) -> None:
         super().__init__("not a token of Clipwatch")
@@ -37,23 +37,24 @@ class MalformedToken(ValueError):
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token as it is shown, once. It does not show up in a `repr`."""
+    """A token with its secret, which a `repr` does not show."""
 
     public_id: str
     secret: str = field(repr=False)
 
     @property
     def text(self) -> str:
+        """The token as its owner writes it."""
         return f"cw_{self.public_id}_{self.secret}"
 
 
 def new_token() -> NewToken:
-    """A token that nobody else has."""
+    """A new token from random bits."""
     return NewToken(secrets.token_hex(6), new_secret())
 
 
 def new_secret() -> str:
-    """256 random bits in 43 characters that fit in a header, a cookie and a URL."""
+    """256 random bits as 43 characters that are allowed in a header, a cookie and a URL."""
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
@@ -61,19 +62,19 @@ def parse_token(text: str) -> NewToken:
     """The two parts of a token.
 
     Raises:
-        MalformedToken: it has another shape.
+        MalformedToken: the text has another format.
     """
-    found = SHAPE.fullmatch(text)
+    found = FORMAT.fullmatch(text)
     if found is None:
         raise MalformedToken
     return NewToken(*found.groups())
 
 
 def hash_secret(secret: str) -> str:
-    """SHA-256 in 64 hex digits: what is kept of a secret."""
+    """The SHA-256 of a secret, in 64 hex digits, which is what the database stores."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def csrf_of(secret: str) -> str:
-    """What a form must bring along from whoever has this secret in a cookie, and what does not give it away."""
+    """The CSRF token of forms for the browser with this secret in its cookie. It does not reveal the secret."""
     return hmac.new(secret.encode(), b"csrf", hashlib.sha256).hexdigest()

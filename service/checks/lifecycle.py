@@ -55,7 +55,7 @@ def enqueue_reports(session: Session, settings: Settings, row: CheckRow, moment:
     if not settings.speaks_to_github:
         return
     reports = ReportRepository(session)
-    reports.want(f"commit:{row.public_id}", ReportKind.COMMIT, moment, check_id=row.id)
+    reports.enqueue(f"commit:{row.public_id}", ReportKind.COMMIT, moment, check_id=row.id)
     if row.pull is not None:
         enqueue_comment(session, settings, row.repository, row.pull, moment)
 
@@ -64,7 +64,7 @@ def enqueue_comment(session: Session, settings: Settings, repository: str, pull:
     """The sticky comment of a pull request is to say what is so now."""
     if settings.speaks_to_github:
         document = {"repository": repository, "pull": pull}
-        ReportRepository(session).want(f"comment:{repository}#{pull}", ReportKind.COMMENT, moment, document=document)
+        ReportRepository(session).enqueue(f"comment:{repository}#{pull}", ReportKind.COMMENT, moment, document=document)
 
 
 def known_verdicts(session: Session, line: BranchSuite, before: int) -> dict[str, Verdict] | None:
@@ -108,6 +108,5 @@ def _notify(
     if not NEWS & set(changes.values()):
         return
     reports = ReportRepository(session)
-    for kind, url in ((ReportKind.WEBHOOK, settings.notify_url), (ReportKind.SLACK, settings.slack_url)):
-        if url:
-            reports.want(f"{kind.value}:{row.public_id}", kind, moment, check_id=row.id)
+    for kind in settings.subscriptions:
+        reports.enqueue(f"{kind}:{row.public_id}", ReportKind(kind), moment, check_id=row.id)

@@ -1,1 +1,1 @@
-"""The commands of `clipwatch` that need no worker: one module each, imported when it is called."""
+"""The commands of `clipwatch` that need no worker install: one module each, imported when the command is called."""

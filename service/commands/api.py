@@ -1,12 +1,12 @@
-"""`clipwatch api`."""
+"""`clipwatch api`: serves the REST API and the dashboard."""
 
 import sys
 
 import click
 
 GRACE_SECONDS = 3
-# A request waits for the database a few times, each time for less than a millisecond. A thread that comes back from
-# there must not stand for Python's five until another gives the interpreter up.
+# A request waits for the database a few times, each time for less than a millisecond. With Python's default of 5 ms its
+# thread would then wait much longer until another thread releases the interpreter lock.
 SWITCH_SECONDS = 0.0005
 
 
@@ -29,6 +29,6 @@ def api() -> None:
         port=settings.port,
         access_log=False,
         log_config=None,
-        # A page that follows a log keeps its connection: it must not keep the process.
+        # A page that follows a log keeps its connection open, which must not delay the end of the process.
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""`clipwatch backup` and `clipwatch restore`, for the embedded database; PostgreSQL has tools of its own."""
+"""`clipwatch backup` and `clipwatch restore`, for the embedded database. PostgreSQL has its own tools."""
 
 import shutil
 import sqlite3
@@ -19,7 +19,7 @@ DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def backup(folder: Path) -> None:
-    """Copy database and artifacts into FOLDER, which must be new. The service may run meanwhile."""
+    """Copy the database and the artifacts into FOLDER, which must be new or empty. The service may run meanwhile."""
     from service.settings import get_settings
 
     settings = get_settings()
@@ -28,11 +28,11 @@ def backup(folder: Path) -> None:
         raise CommandError(f"there is no database {source}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise click.UsageError(f"{folder} is not empty")
-    # A half-made backup must not look like one.
+    # Under another name until it is complete, so that an interrupted backup does not look like a whole one.
     making = folder.with_name(f"{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True, mode=0o700)
-    # The database first: what it names was there before it was copied.
+    # The database first: every artifact that it names exists by then.
     _copy(source, making / DATABASE)
     if artifacts.is_dir():
         shutil.copytree(artifacts, making / ARTIFACTS)
@@ -45,15 +45,15 @@ def backup(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def restore(folder: Path) -> None:
-    """Bring back what `backup` put into FOLDER. There must be no database yet; the service must not run."""
+    """Restore a backup from FOLDER. There must be no database yet, and the service must not run."""
     from service.settings import get_settings
 
     settings = get_settings()
     target, artifacts = _places(settings)
     if not (folder / DATABASE).is_file():
-        raise CommandError(f"{folder} holds no {DATABASE}: it is no backup of `clipwatch backup`")
+        raise CommandError(f"{folder} has no {DATABASE}: it was not made by `clipwatch backup`")
     if target.exists():
-        raise CommandError(f"there is a database {target} already: move it away first")
+        raise CommandError(f"there is already a database {target}: move it away first")
     target.parent.mkdir(parents=True, exist_ok=True)
     if (folder / ARTIFACTS).is_dir():
         shutil.copytree(folder / ARTIFACTS, artifacts, dirs_exist_ok=True)
@@ -69,18 +69,22 @@ def _places(settings: "Settings") -> tuple[Path, Path]:
 
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite":
-        raise CommandError("this is for the embedded database: back PostgreSQL up with pg_dump (docs/operations.md)")
+        raise CommandError(
+            "this command is for the embedded database: back up PostgreSQL with pg_dump (docs/operations.md)"
+        )
     if "://" in settings.artifacts:
-        raise CommandError("artifacts are not in a folder: back them up where they are, and the database by itself")
+        raise CommandError(
+            "the artifacts are not in a local folder: back them up there, and copy the database separately"
+        )
     assert url.database is not None
     return Path(url.database), Path(settings.artifacts)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a database as of one instant, whoever writes to it, and checks the copy.
+    """Copies a database as of one instant, while others may write to it, and checks the copy.
 
     Raises:
-        CommandError: the copy is damaged.
+        CommandError: the database cannot be copied, or the copy is damaged.
     """
     try:
         with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:

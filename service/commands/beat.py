@@ -1,4 +1,4 @@
-"""`clipwatch beat`."""
+"""`clipwatch beat`: the sweeper and the reconciler."""
 
 import threading
 
@@ -11,7 +11,7 @@ GRACE_SECONDS = 5
 
 @click.command()
 def beat() -> None:
-    """Sweep what expired and waits; plan, settle and report checks."""
+    """Run the sweeper (expired attempts, lost notifications) and the reconciler (checks and their reports)."""
     from service.queue import Notifier, Sweeper
     from service.reconcile import Reconciler
     from service.settings import get_settings
@@ -27,7 +27,7 @@ def beat() -> None:
     )
     reconciler.start()
     Sweeper(database, notifier, settings).run(stop)
-    # What it is at may be a slow fetch; whatever it leaves undone is still in the database.
+    # It may be in a slow git fetch. Unfinished work is still in the database.
     reconciler.join(GRACE_SECONDS)
     notifier.close()
     database.close()

@@ -1,4 +1,4 @@
-"""The child processes of `clipwatch up`: started, listened to, and ended together."""
+"""The child processes of `clipwatch up`: started together, their output shown, and ended together."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import click
 
 from service.commands.lifeline import VARIABLE
 
-# The worker ends its arms before it goes, which takes a few seconds; nobody should have to wait for more.
+# The worker needs a few seconds to end its arms; a child that takes longer than this is killed.
 GRACE_SECONDS = 15.0
 COLORS = {"api": "cyan", "beat": "magenta", "worker": "yellow"}
 
@@ -25,7 +25,7 @@ class Dead:
 
 
 class Children:
-    """`clipwatch NAME` for each name. Leaving the context ends them all."""
+    """A process `clipwatch NAME` for each name. Leaving the context ends them all."""
 
     def __init__(self, names: list[str], environment: dict[str, str]) -> None:
         self._names = names
@@ -43,7 +43,7 @@ class Children:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                # Ctrl-C goes to the whole group of the terminal: they shall hear it from us, and once.
+                # Ctrl-C signals every process in the session of the terminal. The children get one SIGTERM from us.
                 start_new_session=True,
             )
             assert process.stdout is not None
@@ -60,7 +60,7 @@ class Children:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                click.echo(f"{name} does not end: killing it", err=True)
+                click.echo(f"{name} has not ended after {GRACE_SECONDS:g} s: killing it", err=True)
                 process.kill()
                 process.wait()
         for reader in self._readers:

@@ -1,4 +1,4 @@
-"""`clipwatch doctor`: is everything there that the service needs, and what to do where it is not."""
+"""`clipwatch doctor`: checks everything that the service needs, and says how to mend what is wrong."""
 
 import click
 

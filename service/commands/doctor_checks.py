@@ -1,4 +1,4 @@
-"""What `clipwatch doctor` looks at: each check answers what is right, or raises what is wrong and what to do."""
+"""The checks of `clipwatch doctor`: each returns a description, or raises what is wrong and what to do."""
 
 import shutil
 import subprocess
@@ -22,12 +22,12 @@ SECONDS = 20
 
 
 class CheckFailed(Exception):
-    """What is wrong, and in the second argument what to do."""
+    """A problem: the first argument says what is wrong, an optional second one what to do."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """`look` answers what is right, or raises what is wrong; `hint` is for errors that say nothing of it."""
+    """One check. `look` returns a description or raises an error; `hint` says what to do if the error does not."""
 
     name: str
     look: Callable[[Settings], str]
@@ -35,18 +35,20 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """Those of the service, then those that a worker install adds."""
-    yield Check("data folder", _data_folder, "give the user of the service the right to write there")
+    """The checks of the service, then those that a worker install adds."""
+    yield Check("data folder", _data_folder, "give the user that runs the service write access to it")
     yield Check("database", _database, "start it, or set CLIPWATCH_DATABASE_URL")
     yield Check("migrations", _migrations, "run `clipwatch migrate`")
-    yield Check("broker", _broker, "start it, or set CLIPWATCH_BROKER_URL; until then no worker is notified")
+    yield Check("broker", _broker, "start it, or set CLIPWATCH_BROKER_URL; without a broker no worker is notified")
     yield Check("artifacts", _artifacts, "make it writable, or set CLIPWATCH_ARTIFACTS_URL")
-    yield Check("disk", _disk, "free some: `clipwatch prune --older-than 90` removes what is old")
-    yield Check("git", _git, "install git: commits of Opacus are fetched with it")
+    yield Check("disk", _disk, "free some space: `clipwatch prune --older-than 90` removes what finished 90 days ago")
+    yield Check("git", _git, "install git: it fetches the commits of Opacus")
     yield Check(
-        "remote", _remote, "check CLIPWATCH_OPACUS_REMOTE and the network; `installed` and `version:` do without"
+        "remote",
+        _remote,
+        "check CLIPWATCH_OPACUS_REMOTE and the network; only arms with `commit:` need it",
     )
-    yield Check("access", _access, "make one: `clipwatch token create NAME`")
+    yield Check("access", _access, "create a token: `clipwatch token create NAME`")
     for entry in entry_points(group="clipwatch.checks"):
         try:
             added = entry.load()
@@ -102,7 +104,7 @@ def _artifacts(settings: Settings) -> str:
         file.flush()
         folder.put(Path(file.name), name)
     if folder.read(name) != b"clipwatch":
-        raise CheckFailed("what was written is not what is read")
+        raise CheckFailed("the content that was read is not the one that was written")
     folder.delete(name)
     return "can be written and read"
 
@@ -117,20 +119,20 @@ def _disk(settings: Settings) -> str:
 
 
 def _git(_: Settings) -> str:
-    return _said("git", "--version")
+    return _output("git", "--version")
 
 
 def _remote(settings: Settings) -> str:
-    # Nobody is there to be asked for a password.
-    _said("git", "-c", "core.askPass=true", "ls-remote", "--exit-code", settings.opacus_remote, "HEAD")
+    # git must fail in place of asking for a password.
+    _output("git", "-c", "core.askPass=true", "ls-remote", "--exit-code", settings.opacus_remote, "HEAD")
     return "answers"
 
 
-def _said(*command: str) -> str:
+def _output(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
-        raise CheckFailed(f"there is no {command[0]}") from None
+        raise CheckFailed(f"{command[0]} is not installed") from None
     except subprocess.TimeoutExpired:
         raise CheckFailed(f"no answer in {SECONDS} s") from None
     if done.returncode:
@@ -141,12 +143,12 @@ def _said(*command: str) -> str:
 def _access(settings: Settings) -> str:
     where = f"on {settings.host}"
     if not settings.auth_required:
-        return f"{where} no token is asked for" + ("" if settings.on_loopback else ": everybody is let in")
+        return f"{where} no token is required" + ("" if settings.on_loopback else ": everyone has access")
     database = Database(settings.database)
     try:
         with database.read() as session:
             if not TokenRepository(session).any_usable(now(session)):
-                raise CheckFailed(f"{where} tokens are asked for, and there is none that is good")
+                raise CheckFailed(f"{where} tokens are required, and there is no valid one")
     finally:
         database.close()
-    return f"{where} tokens are asked for"
+    return f"{where} tokens are required"

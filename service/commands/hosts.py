@@ -1,4 +1,4 @@
-"""`clipwatch hosts`: the hosts of a fleet, and what they do."""
+"""`clipwatch hosts`: the hosts of a fleet, and the comparison that each of them runs."""
 
 import json
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print an object a host, as a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each host.")
 def hosts(as_json: bool) -> None:
-    """List the hosts of a fleet: address, GPUs, when last heard of, and the comparison that holds them."""
+    """List the hosts of a fleet: address, GPUs, time since the last heartbeat, and the comparison that holds each."""
     from service.settings import get_settings
     from service.store import Database, HostRepository, now
 
@@ -23,32 +23,32 @@ def hosts(as_json: bool) -> None:
             found = HostRepository(session).all(moment)
     finally:
         database.close()
-    documents = [_document(sight, (moment - sight.heartbeat_at).total_seconds()) for sight in found]
+    documents = [_document(status, (moment - status.heartbeat_at).total_seconds()) for status in found]
     if as_json:
         click.echo(json.dumps(documents, indent=2))
         return
     if not documents:
-        click.echo("no host has registered: workers do with CLIPWATCH_LAUNCHER=fleet")
+        click.echo("no host has registered: a worker with CLIPWATCH_LAUNCHER=fleet registers its host")
     for document in documents:
         state = click.style("alive", fg="green") if document["alive"] else click.style("gone", fg="red")
         holder = f"{document['comparison']} node {document['node']}" if document["comparison"] else "free"
         click.echo(
             f"{document['name']:<20} {state:<5}  {document['address']:<15} {document['nic']:<10} "
-            f"{document['gpus']} GPUs  heard {document['heard_seconds_ago']:.0f} s ago  {holder}"
+            f"{document['gpus']} GPUs  last heartbeat {document['heard_seconds_ago']:.0f} s ago  {holder}"
         )
 
 
-def _document(sight: "HostStatus", ago: float) -> dict[str, object]:
-    host = sight.host
+def _document(status: "HostStatus", ago: float) -> dict[str, object]:
+    host = status.host
     return {
         "name": host.name,
-        "alive": sight.alive,
+        "alive": status.alive,
         "address": host.address,
         "nic": host.nic,
         "gpus": host.gpus,
         "queue": host.queue,
-        "worker": sight.worker,
+        "worker": status.worker,
         "heard_seconds_ago": ago,
-        "comparison": sight.comparison,
-        "node": sight.node,
+        "comparison": status.comparison,
+        "node": status.node,
     }

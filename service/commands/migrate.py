@@ -1,4 +1,4 @@
-"""`clipwatch migrate`."""
+"""`clipwatch migrate`: migrates the database, or waits until another process has."""
 
 import time
 from typing import TYPE_CHECKING
@@ -18,10 +18,10 @@ POLL_SECONDS = 1.0
     "--wait",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Change nothing: wait until somebody else has migrated, at most so long.",
+    help="Change nothing: wait at most so long until another process has migrated the database.",
 )
 def migrate(wait: float | None) -> None:
-    """Bring the database to the tables of this version."""
+    """Migrate the database to the tables of this version."""
     from service.settings import get_settings
     from service.store import Database
     from service.store import migrate as upgrade
@@ -46,7 +46,7 @@ def _await(database: "Database", seconds: float) -> None:
             if is_current(database):
                 return
         except SQLAlchemyError as fault:
-            why = f"the database cannot be asked: {one_line(fault)}"
+            why = f"the database cannot be read: {one_line(fault)}"
         if time.monotonic() >= deadline:
             raise CommandError(f"{why}, after {seconds:g} s: run `clipwatch migrate`")
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""`clipwatch prune`."""
+"""`clipwatch prune`: deletes what finished long ago."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,18 +14,25 @@ BATCH = 200
 
 
 @click.command()
-@click.option("--older-than", type=click.FloatRange(min=0), required=True, metavar="DAYS", help="Since it finished.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    required=True,
+    metavar="DAYS",
+    help="Prune what finished this long ago.",
+)
 @click.option(
     "--what",
     type=click.Choice(["comparisons", "artifacts", "arms", "logs"]),
     default="comparisons",
     show_default=True,
-    help="comparisons: with all that belongs to them, and checks and deliveries; the others leave verdicts, gates and "
-    "series. artifacts: all files; arms: those alone that finished arms are reused from.",
+    help="comparisons: comparisons with everything that belongs to them, checks and deliveries. The others keep "
+    "verdicts, gates and series. artifacts: all files. arms: only the finished arms that are kept for reuse. "
+    "logs: only logs.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how much it would be.")
+@click.option("--dry-run", is_flag=True, help="Only print how much would be deleted.")
 def prune(older_than: float, what: str, dry_run: bool) -> None:
-    """Forget what finished long ago. What is queued or running stays, whatever its age."""
+    """Delete what finished long ago. Queued and running comparisons stay, whatever their age."""
     from service.artifacts import ARMS, ArtifactFolder
     from service.settings import get_settings
     from service.store import Database, PruneRepository, now
@@ -62,7 +69,7 @@ def prune(older_than: float, what: str, dry_run: bool) -> None:
 
 
 def _artifacts(database: "Database", artifacts: "ArtifactFolder", before: datetime) -> None:
-    """Files go first: one without a row would never be found again, a row without a file is pruned the next time."""
+    """Deletes old artifacts, each file before its row: a file without a row would never be found again."""
     from service.store import PruneRepository
 
     while True:
@@ -77,7 +84,7 @@ def _artifacts(database: "Database", artifacts: "ArtifactFolder", before: dateti
 
 
 def _in_batches(database: "Database", before: datetime, forget: "Callable[[PruneRepository], int]") -> None:
-    """Short transactions: workers renew their leases in between."""
+    """Deletes in short transactions, so that workers can renew their leases in between."""
     from service.store import PruneRepository
 
     forgotten = BATCH

@@ -1,4 +1,4 @@
-"""How a command is asked to end."""
+"""Signals that ask a command to end."""
 
 import queue
 import signal
@@ -6,19 +6,19 @@ import threading
 
 
 def stop_event() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; to be called in the main thread.
+    """An event that SIGINT and SIGTERM set. To be called in the main thread.
 
-    A handler may interrupt another one, as when `make` and a terminal tell a whole group of processes, or whoever holds
-    the event's lock. So it takes no lock itself: a thread of its own sets the event.
+    A signal handler may interrupt code that holds the event's lock, or another run of itself (`make` and the terminal
+    both signal a whole group of processes). So the handler takes no lock: a thread of its own sets the event.
     """
     stop = threading.Event()
-    heard: queue.SimpleQueue[int] = queue.SimpleQueue()
+    received_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def listen() -> None:
-        heard.get()
+        received_signals.get()
         stop.set()
 
     threading.Thread(target=listen, name="signals", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: heard.put(received))
+        signal.signal(number, lambda number, _: received_signals.put(number))
     return stop

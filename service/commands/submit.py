@@ -1,4 +1,4 @@
-"""`clipwatch submit`."""
+"""`clipwatch submit`: submits comparisons to a running service."""
 
 import json
 import sys
@@ -11,9 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from service.commands.api_client import Client
+from service.commands.errors import INTERRUPTED, PASSED, exit_status
 
-EXIT = {"passed": 0, "failed": 1}
-ERROR, INTERRUPTED = 3, 130
 POLL_SECONDS = 0.5
 
 
@@ -26,16 +25,18 @@ POLL_SECONDS = 0.5
     metavar="FIELD=VALUE",
     help="Set a field, such as workload.batch_size=8 or candidate.mode=ghost. May be repeated.",
 )
-@click.option("--name", help="A label for the comparison.")
+@click.option("--name", help="Name of the comparison.")
 @click.option("--suite", "suite_name", metavar="NAME", help="Submit every comparison of a suite: built in, or a file.")
 @click.option("--server", help="Address of the service.  [default: http://127.0.0.1:8000]")
 @click.option(
     "--token",
     envvar="CLIPWATCH_TOKEN",
     show_envvar=True,
-    help="Token, where one is asked for. On the command line others of this machine see it.",
+    help="Token, if the service requires one. Other users of this machine can see it on the command line.",
 )
-@click.option("--no-reuse", is_flag=True, help="Run every arm, also those that finished before with the same content.")
+@click.option(
+    "--no-reuse", is_flag=True, help="Run every arm, also one that has finished before with the same content."
+)
 @click.option("--idempotency-key", help="Repeating a submit with the same key returns the first one's comparison.")
 @click.option("--wait", is_flag=True, help="Wait for the verdict and print it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
@@ -70,40 +71,40 @@ def submit(
     if name is not None:
         document["name"] = name
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    answer = client.post("/api/v1/comparisons", document, headers)
-    path = answer["links"]["self"]
+    comparison = client.post("/api/v1/comparisons", document, headers)
+    path = comparison["links"]["self"]
     if wait:
-        click.echo(f"Submitted {answer['id']}", err=True)
-        answer = _wait(client, path)
+        click.echo(f"Submitted {comparison['id']}", err=True)
+        comparison = _wait(client, path)
     if as_json:
-        click.echo(json.dumps(answer))
+        click.echo(json.dumps(comparison))
     elif wait:
-        _print_result(answer)
-        click.echo(f"{address}/comparisons/{answer['id']}")
+        _print_result(comparison)
+        click.echo(f"{address}/comparisons/{comparison['id']}")
     else:
-        click.echo(answer["id"])
-    sys.exit(EXIT.get(answer["verdict"], ERROR) if wait else 0)
+        click.echo(comparison["id"])
+    sys.exit(exit_status(comparison["verdict"]) if wait else PASSED)
 
 
 def _submit_suite(client: Client, name: str, changes: tuple[str, ...], as_json: bool) -> None:
-    """Submit each comparison of the suite by itself; their labels begin with the suite's name."""
+    """Submits each comparison of the suite; their names begin with the suite's name."""
     from service.suites import SuiteError, load
 
     try:
         suite = load(name)
     except SuiteError as fault:
         raise click.UsageError(str(fault)) from fault
-    answers = []
+    submitted = []
     for comparison in suite.comparisons:
         document = comparison.model_dump(mode="json")
         document["name"] = f"{suite.name}/{comparison.name}"
         for change in changes:
             _apply(document, change)
-        answers.append(client.post("/api/v1/comparisons", document, {}))
+        submitted.append(client.post("/api/v1/comparisons", document, {}))
         if not as_json:
-            click.echo(f"{answers[-1]['id']} {document['name']}")
+            click.echo(f"{submitted[-1]['id']} {document['name']}")
     if as_json:
-        click.echo(json.dumps(answers))
+        click.echo(json.dumps(submitted))
 
 
 def _read(file: IO[str] | None) -> dict[str, Any]:
@@ -136,39 +137,39 @@ def _wait(client: Client, path: str) -> dict[str, Any]:
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bars: dict[tuple[int, str], TaskID] = {}
-            while (answer := client.get(path))["status"] != "finished":
-                _show(progress, bars, answer)
+            while (comparison := client.get(path))["status"] != "finished":
+                _show(progress, bars, comparison)
                 time.sleep(POLL_SECONDS)
-            _show(progress, bars, answer)
-            return answer
+            _show(progress, bars, comparison)
+            return comparison
     except KeyboardInterrupt:
         click.echo(f"interrupted: the comparison goes on, see {path}", err=True)
         sys.exit(INTERRUPTED)
 
 
-def _show(progress: Progress, bars: dict[tuple[int, str], TaskID], answer: dict[str, Any]) -> None:
-    for attempt in answer["attempts"][-1:]:
+def _show(progress: Progress, bars: dict[tuple[int, str], TaskID], comparison: dict[str, Any]) -> None:
+    for attempt in comparison["attempts"][-1:]:
         for arm in attempt["arms"]:
             key = (attempt["number"], arm["role"])
             if key not in bars:
-                mode = answer.get(f"{arm['role']}_mode", "")  # of the oracle and of a repetition there is none
+                mode = comparison.get(f"{arm['role']}_mode", "")  # the oracle and the repeated arm have none
                 bars[key] = progress.add_task(f"{arm['role']} {mode}".strip(), total=None)
             progress.update(bars[key], completed=arm["step"], total=arm["num_steps"])
 
 
-def _print_result(answer: dict[str, Any]) -> None:
+def _print_result(comparison: dict[str, Any]) -> None:
     console = Console()
-    if answer["gates"]:
+    if comparison["gates"]:
         table = Table("gate", "observed", "limit", "first step", "")
-        for gate in answer["gates"]:
+        for gate in comparison["gates"]:
             outcome = "[green]passed[/green]" if gate["passed"] else "[red]failed[/red]"
             observed = "—" if gate["observed"] is None else f"{float(gate['observed']):.3g}"
             first = "" if gate["first_step"] is None else str(gate["first_step"])
             table.add_row(gate["metric"], observed, f"{float(gate['limit']):.3g}", first, outcome)
         console.print(table)
-    for arm in answer["attempts"][-1]["arms"] if answer["attempts"] else []:
+    for arm in comparison["attempts"][-1]["arms"] if comparison["attempts"] else []:
         if arm["reused_from"]:
             console.print(f"{arm['role']}: not run, reused from {arm['reused_from']}", highlight=False)
-    console.print(f"Verdict: [bold]{answer['verdict']}[/bold]", highlight=False)
-    if answer["error"]:
-        console.print(answer["error"], markup=False, highlight=False)
+    console.print(f"Verdict: [bold]{comparison['verdict']}[/bold]", highlight=False)
+    if comparison["error"]:
+        console.print(comparison["error"], markup=False, highlight=False)

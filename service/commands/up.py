@@ -1,4 +1,4 @@
-"""`clipwatch up`: the whole service in one process tree."""
+"""`clipwatch up`: runs the whole service as one tree of processes."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def up(worker: bool, demo: bool, **given: object) -> None:
         if _wait_until_ready(settings, children, stop):
             click.echo(f"\nClipwatch is ready: {address_of(settings)}   (Ctrl-C ends it)\n")
             if settings.auth_required:
-                click.echo("It asks for tokens: `clipwatch token create NAME` makes one.\n")
+                click.echo("It requires tokens: `clipwatch token create NAME` creates one.\n")
             with _submitted(DEMO, settings) if demo else nullcontext():
                 while not stop.wait(POLL_SECONDS) and children.dead() is None:
                     pass
@@ -64,9 +64,9 @@ def up(worker: bool, demo: bool, **given: object) -> None:
 
 @contextmanager
 def _submitted(options: Sequence[str], settings: "Settings") -> Iterator[None]:
-    """`clipwatch submit --wait` beside what the context does; leaving the context ends it."""
+    """Runs `clipwatch submit --wait` while the context is open; leaving the context ends it."""
     command = [sys.executable, "-m", "service.cli", "submit", "--wait", "--server", address_of(settings), *options]
-    # A session of its own, as for the children: Ctrl-C at the terminal is for `up` to hear.
+    # A session of its own, as for the children: Ctrl-C at the terminal signals `up` alone.
     environment = dict(os.environ)
     if settings.auth_required:
         environment["CLIPWATCH_TOKEN"] = _own_token(settings)
@@ -92,7 +92,7 @@ def _own_token(settings: "Settings") -> str:
 
 
 def address_of(settings: "Settings") -> str:
-    """Where a browser on this machine finds the service."""
+    """The address of the service for a browser on this machine."""
     host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
@@ -122,7 +122,11 @@ def _refuse_taken_port(settings: "Settings") -> None:
 
 
 def _wait_until_ready(settings: "Settings", children: Children, stop: threading.Event) -> bool:
-    """Whether the service answers that it is ready before a child dies or a signal comes."""
+    """Waits until the service is ready. False if a child ends or a signal comes before.
+
+    Raises:
+        CommandError: it is not ready after `READY_SECONDS`.
+    """
     reason = "it does not answer"
     for _ in range(int(READY_SECONDS / POLL_SECONDS)):
         if stop.wait(POLL_SECONDS) or children.dead() is not None:

@@ -1,4 +1,4 @@
-"""`clipwatch watch`."""
+"""`clipwatch watch`: polls the repository for pushed branches."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option("--once", is_flag=True, help="Poll once and end.")
 def watch(once: bool) -> None:
     """Poll the repository of the rules for pushed branches, where no webhook can reach this service.
 
-    `clipwatch beat` makes checks of what it sees. Pull requests are not seen: git does not say whose they are.
+    `clipwatch beat` then makes checks of new commits. Pull requests are not found: git does not say who opened them.
     """
     from service.checks.rules_file import RulesError
     from service.git import GitError
@@ -48,7 +48,7 @@ def watch(once: bool) -> None:
 
 
 def _look(watching: "Watch") -> None:
-    """A remote that is away, or rules being edited, are there again at the next look."""
+    """Polls once. A remote that is away, or rules that are being edited, may be there at the next poll."""
     from service.checks.rules_file import RulesError
     from service.git import GitError
 

@@ -1,7 +1,7 @@
 """The queue: notifications that wake workers, and the sweeper that notifies again and reclaims expired attempts.
 
-The database holds the truth. A message carries an id and means "look", so a message that is lost, doubled or late is
-harmless. Leases are in `service.store`; this room watches over them.
+A notification is a Celery message with ids, which tells a worker to look at these rows of the database. The row alone
+says what is to be done, so a message that is lost, doubled or late is harmless. The leases are in `service.store`.
 """
 
 from service.queue.notifier import LOOK, LOOK_AGENT, QUEUE, NotificationBatcher, Notifier, make_celery

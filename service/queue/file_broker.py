@@ -1,4 +1,4 @@
-"""The embedded broker: kombu's filesystem transport, made safe for readers and writers at the same time."""
+"""The embedded broker: kombu's filesystem transport, made safe for several readers and writers at a time."""
 
 import os
 import uuid
@@ -12,10 +12,10 @@ from kombu.utils.json import dumps, loads
 
 
 class Channel(filesystem.Channel):
-    """Messages appear and disappear by renaming, which a file system does whole or not at all.
+    """A channel that adds and takes messages by renaming files, which is atomic.
 
-    The stock channel writes into the file that a reader may already be taking, and takes it by way of the
-    system's temporary folder, where a rename between file systems is a copy that two readers can make.
+    Kombu's own channel writes into a file that a reader may already be taking. It takes a message by moving it to the
+    system's temporary folder; between two file systems that is a copy, which two readers can both make.
     """
 
     def _put(self, queue: Any, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -43,11 +43,13 @@ class Channel(filesystem.Channel):
 
 
 class Transport(filesystem.Transport):
+    """Kombu's transport with the channel above."""
+
     Channel = Channel
 
 
 def folder_options(folder: Path) -> dict[str, Any]:
-    """Transport options for a broker in `folder`, which is made if it is missing."""
+    """Transport options for a broker in `folder`, which is created if it is missing."""
     messages, control = folder / "messages", folder / "control"
     for path in (messages, control):
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The notifier: a Celery message that carries comparisons' ids and means "look". All else is in the database."""
+"""Notifications: Celery messages with the ids of comparisons that a worker should look at in the database."""
 
 import logging
 import threading
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def make_celery(settings: Settings) -> Celery:
-    """A Celery app on the broker of the settings. The worker adds the task named `LOOK` to it."""
+    """A Celery app on the broker of the settings. The worker adds the tasks `LOOK` and `LOOK_AGENT` to it."""
     app = Celery("clipwatch", set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUE,
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        # A notifier that waits in a busy worker is one that an idle worker does not hear.
+        # A message that a busy worker has fetched in advance cannot reach an idle worker.
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=settings.broker_url.startswith("redis"),
         worker_enable_remote_control=False,
@@ -53,53 +53,59 @@ def _broker(settings: Settings) -> dict[str, Any]:
 
 
 class Notifier:
-    """Rings for comparisons that are committed as queued. Losing a ring is harmless: the sweeper rings again."""
+    """Notifies workers of rows that are committed. A lost notification is harmless: the sweeper sends another one."""
 
     def __init__(self, settings: Settings) -> None:
         self._celery = make_celery(settings)
 
     def notify(self, *public_ids: str) -> bool:
-        """Publishes "look at these ids" as one message. False, and a line in the log, if the broker is out of reach."""
+        """Sends one message about these comparisons. Returns False, and logs why, if the broker cannot be reached."""
         try:
             self._celery.send_task(LOOK, args=public_ids)
         except Exception as error:
-            # Any failure at all: the rows are committed and must be answered for.
-            log.warning("could not ring for %s, the sweeper will: %s", ", ".join(public_ids), error)
+            # Whatever the failure is: the rows are committed, so the request has succeeded.
+            log.warning("no notification for %s, the sweeper will send one: %s", ", ".join(public_ids), error)
             return False
         return True
 
     def notify_host(self, queue: str, agent_id: int) -> bool:
-        """Publishes "look at this agent" to a host's own queue. False when the broker cannot be reached."""
+        """Sends a message about an agent to a host's own queue. Returns False if the broker cannot be reached."""
         try:
             self._celery.send_task(LOOK_AGENT, args=[agent_id], queue=queue)
         except Exception as error:
-            log.warning("could not ring %s for agent %d: %s", queue, agent_id, error)
+            log.warning("no notification to %s for agent %d: %s", queue, agent_id, error)
             return False
         return True
 
     def waiting(self) -> int:
-        """Rings that no worker has heard yet; 0 when the broker cannot be reached, as after it lost them all."""
+        """How many notifications no worker has received yet; 0 if the broker cannot be reached."""
         try:
             with self._celery.connection_for_read() as connection, connection.channel() as channel:
                 return int(channel.queue_declare(QUEUE, durable=True, auto_delete=False).message_count)
         except Exception as error:
-            log.warning("the broker does not say how many bells wait: %s", error)
+            log.warning("the broker does not say how many notifications wait: %s", error)
             return 0
 
     def check(self) -> None:
-        """Raises an exception that says why when the broker cannot be reached within about two seconds."""
+        """Connects to the broker.
+
+        Raises:
+            Exception: the broker cannot be reached within about two seconds; its type depends on the transport.
+        """
         with self._celery.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_SECONDS)
 
     def close(self) -> None:
+        """Closes the connections to the broker."""
         self._celery.close()
 
 
 class NotificationBatcher:
-    """Rings a notifier from a thread of its own: nobody who asks waits for the broker.
+    """Sends notifications from a thread of its own, so that no request waits for the broker.
 
-    A comparison that comes alone is rung for at once; many, together, every `TOGETHER_SECONDS`: publishing costs as
-    much as storing. What is still to be rung when the process is killed is lost as a message is: the sweeper rings.
+    The first notification is sent at once. Those that come while it is sent go together in one message, at most one
+    message every `TOGETHER_SECONDS`, because a message takes as long as storing a row. Notifications that are not sent
+    when the process is killed are lost; the sweeper sends others.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -110,27 +116,28 @@ class NotificationBatcher:
         self._closing = threading.Event()
 
     def notify(self, public_id: str) -> None:
+        """Hands the notification to the thread."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._ring_all, name="ringer", daemon=True)
+                self._thread = threading.Thread(target=self._send_all, name="notifications", daemon=True)
                 self._thread.start()
         self._ids.put(public_id)
 
     def close(self) -> None:
-        """Rings what is still to be rung, if the broker answers within a few seconds."""
+        """Sends what is not sent yet, if the broker answers within a few seconds."""
         self._closing.set()
         if self._thread is not None:
             self._ids.put(None)
             self._thread.join(2 * BROKER_SECONDS)
 
-    def _ring_all(self) -> None:
+    def _send_all(self) -> None:
         while (first := self._ids.get()) is not None:
             together = [first, *self._waiting()]
             self._notifier.notify(*together)
             self._closing.wait(TOGETHER_SECONDS)
 
     def _waiting(self) -> Iterator[str]:
-        """What waits, up to the end of the queue or of all."""
+        """The ids that wait now, up to the None by which `close` ends the thread."""
         for _ in range(min(self._ids.qsize(), MOST_TOGETHER - 1)):
             waiting = self._ids.get()
             if waiting is None:

@@ -1,7 +1,7 @@
-"""The sweeper: takes back what expired, rings again for what waits. It runs in the `beat` process, without torch.
+"""The sweeper: reclaims expired attempts and repeats lost notifications. It runs in the `beat` process.
 
-It is a loop of its own and no Celery task: a sweep that waited in a worker's queue behind the comparison whose
-lease it should take back would come too late. Several sweepers at once are harmless.
+It is a loop of its own and not a Celery task. As a task it would wait in a worker's queue behind the very comparison
+whose lease it should reclaim. Several sweepers at once are harmless.
 """
 
 import logging
@@ -14,7 +14,7 @@ from service.queue.notifier import Notifier
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonRepository, Database, HeldLease, now
 
-# Enough for every idle worker to hear one, and few enough to be nothing to a broker that nobody empties.
+# Most notifications that wait at the broker: enough for idle workers, and few where no worker takes them.
 MAX_NOTIFICATIONS = 20
 
 log = logging.getLogger(__name__)
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What one sweep did: attempts taken back, comparisons notified for."""
+    """What one sweep did: how many attempts it reclaimed, and for how many comparisons it sent a notification."""
 
     reclaimed: int
     notified: int
 
 
 class Sweeper:
-    """Looks for what was lost."""
+    """Reclaims attempts of workers that died, and repeats notifications that were lost."""
 
     def __init__(self, database: Database, notifier: Notifier, settings: Settings) -> None:
         self._database = database
@@ -38,17 +38,17 @@ class Sweeper:
         self._liveness = LivenessMonitor()
 
     def sweep(self) -> SweepResult:
-        """Takes back what silent workers hold, then rings for queued comparisons that are due.
+        """Reclaims every expired attempt, then sends notifications for queued comparisons that are due.
 
-        It rings for no more than the broker has room for: bells pile up in front of workers that are busy.
+        It sends only as many as bring the waiting ones to `MAX_NOTIFICATIONS`; busy workers do not take any.
         """
         with self._database.read() as session:
             held = AttemptRepository(session).held()
         reclaimed = sum(self._reclaim(lease) for lease in self._liveness.expired(held))
         room = MAX_NOTIFICATIONS - self._notifier.waiting()
-        return SweepResult(reclaimed, self._ring(room) if room > 0 else 0)
+        return SweepResult(reclaimed, self._notify(room) if room > 0 else 0)
 
-    def _ring(self, limit: int) -> int:
+    def _notify(self, limit: int) -> int:
         interval = timedelta(seconds=self._settings.ring_seconds)
         with self._database.write() as session:
             due = ComparisonRepository(session).due_notifications(now(session), interval, limit)
@@ -63,7 +63,9 @@ class Sweeper:
                 log.exception("the sweep failed; next one in %s s", self._settings.sweep_seconds)
             else:
                 if swept.reclaimed or swept.notified:
-                    log.info("took back %d attempts, rang for %d comparisons", swept.reclaimed, swept.notified)
+                    log.info(
+                        "reclaimed %d attempts, sent notifications for %d comparisons", swept.reclaimed, swept.notified
+                    )
 
     def _reclaim(self, lease: HeldLease) -> bool:
         with self._database.write() as session:

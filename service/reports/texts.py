@@ -1,16 +1,17 @@
-"""How a check reads on GitHub: check run, commit status, sticky comment. Markdown from what nobody has reviewed.
+"""The texts about a check on GitHub: check run, commit status, sticky comment.
 
-Messages of findings and errors come from the code of the commit. They are shown as code, so that they can neither
-mention anyone nor look like words of ours.
+Messages of findings and errors come from the code of the commit, which nobody may have reviewed. They are shown as
+Markdown code, so that they can neither mention a user nor look like a text of Clipwatch.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from service.contract import Transition, Verdict
+from service.reports.links import check_url, comparison_url, plot_url
 from service.store import CheckEntryRow, CheckRow, Status
 
-GLYPHS = {"passed": "✅", "failed": "❌", "error": "⚠️", "unsupported": "∅", "cancelled": "⏹️"}
+EMOJI = {"passed": "✅", "failed": "❌", "error": "⚠️", "unsupported": "∅", "cancelled": "⏹️"}
 CONCLUSIONS = {
     Verdict.PASSED: "success",
     Verdict.FAILED: "failure",
@@ -20,7 +21,7 @@ CONCLUSIONS = {
 }
 STATES = {Verdict.PASSED: "success", Verdict.FAILED: "failure", Verdict.UNSUPPORTED: "success"}
 PICTURES = ("loss_difference.png", "loss.png")
-# GitHub takes 65,535 characters; what is left out is behind the link.
+# GitHub accepts 65,535 characters. The page of the check has the rest.
 LONGEST = 60_000
 MOST_ENTRIES = 100
 MOST_FINDINGS = 20
@@ -29,12 +30,12 @@ DESCRIPTION = 140
 
 
 def name_of(check: CheckRow) -> str:
-    """What GitHub lists the check under; branch protection may require this name."""
+    """The name of the check run or status on GitHub; branch protection may require it."""
     return f"clipwatch / {check.suite}"
 
 
 def headline(check: CheckRow) -> str:
-    """The check in a line."""
+    """The state of the check in one line."""
     total, verdicts = len(check.entries), [entry.comparison.verdict for entry in check.entries]
     if check.status == Status.QUEUED:
         return f"waiting for a worker: {total} comparisons"
@@ -54,14 +55,14 @@ def check_run(check: CheckRow, public_url: str) -> dict[str, Any]:
         "output": {"title": headline(check), "summary": summary(check, public_url)} | _images(check, public_url),
     }
     if public_url:
-        values["details_url"] = _link(public_url, check)
+        values["details_url"] = check_url(public_url, check.public_id)
     if check.verdict is not None:
         values |= {"conclusion": CONCLUSIONS[Verdict(check.verdict)], "completed_at": check.finished_at}
     return values
 
 
 def status(check: CheckRow, public_url: str) -> dict[str, str]:
-    """The values of a commit status, which has a line and a colour and no more."""
+    """The values of a commit status: its state and one line of text."""
     ended = STATES.get(Verdict(check.verdict), "error") if check.verdict else "pending"
     line = headline(check)
     values = {
@@ -69,16 +70,17 @@ def status(check: CheckRow, public_url: str) -> dict[str, str]:
         "context": name_of(check),
         "description": line if len(line) <= DESCRIPTION else f"{line[: DESCRIPTION - 1]}…",
     }
-    return values | ({"target_url": _link(public_url, check)} if public_url else {})
+    url = check_url(public_url, check.public_id)
+    return values | ({"target_url": url} if url else {})
 
 
 def marker(repository: str, pull: int) -> str:
-    """What the sticky comment is found by; GitHub does not show it."""
+    """An HTML comment by which the sticky comment is found again. GitHub does not show it."""
     return f"<!-- clipwatch {repository}#{pull} -->"
 
 
 def comment(repository: str, pull: int, sha: str, checks: Sequence[CheckRow], waits: bool, public_url: str) -> str:
-    """The sticky comment of a pull request: every check of its head, and how to let it run if it waits."""
+    """The sticky comment of a pull request: every check of its newest commit, and if that waits, how to approve it."""
     parts = [marker(repository, pull), f"### Clipwatch on {sha}"]
     if waits:
         parts.append(
@@ -88,13 +90,13 @@ def comment(repository: str, pull: int, sha: str, checks: Sequence[CheckRow], wa
         )
     for check in checks:
         verdict = check.verdict or check.status
-        title = f"{GLYPHS.get(verdict, '⏳')} **{name_of(check)}**: {headline(check)}"
+        title = f"{EMOJI.get(verdict, '⏳')} **{name_of(check)}**: {headline(check)}"
         parts += [title, summary(check, public_url)]
     return _cut("\n\n".join(parts))
 
 
 def summary(check: CheckRow, public_url: str) -> str:
-    """A table of the entries, then what failed: gates, findings, errors."""
+    """A table of the entries, then the errors, findings and failed gates."""
     lines = ["| entry | verdict | |", "| --- | --- | --- |"]
     lines += [_row(entry, public_url) for entry in check.entries[:MOST_ENTRIES]]
     if len(check.entries) > MOST_ENTRIES:
@@ -107,23 +109,24 @@ def summary(check: CheckRow, public_url: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as a code span on one line, whatever is in it."""
+    """The text as a code span on one line, whatever characters it contains."""
     line = " ".join(text.split())
     line = line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 1]}…"
     return f"`{line.replace('`', 'ˋ').replace('|', '¦')}`" if line else ""
 
 
 def _cut(text: str) -> str:
-    """Whole lines of the text, as many as GitHub takes."""
+    """The longest start of the text that GitHub accepts, in whole lines."""
     return text if len(text) <= LONGEST else text[:LONGEST].rpartition("\n")[0] + "\n\n… cut short."
 
 
 def _row(entry: CheckEntryRow, public_url: str) -> str:
     verdict = entry.comparison.verdict or entry.comparison.status
     name = code(entry.name)
-    shown = f"[{name}]({public_url.rstrip('/')}/comparisons/{entry.comparison.public_id})" if public_url else name
+    url = comparison_url(public_url, entry.comparison.public_id)
+    shown = f"[{name}]({url})" if url else name
     change = f"**{entry.transition}**" if entry.transition in (Transition.NEWLY_FAILING, Transition.FIXED) else ""
-    return f"| {shown} | {GLYPHS.get(verdict, '⏳')} {verdict} | {change or entry.transition or ''} |"
+    return f"| {shown} | {EMOJI.get(verdict, '⏳')} {verdict} | {change or entry.transition or ''} |"
 
 
 def _details(entry: CheckEntryRow) -> str:
@@ -139,13 +142,13 @@ def _details(entry: CheckEntryRow) -> str:
         lines.append(f"- {code(finding.message)}{f' at {code(where)}' if where else ''}")
     for gate in comparison.gates:
         if not gate.passed:
-            observed = "nothing" if gate.observed is None else f"{gate.observed:.3g}"
-            lines.append(f"- gate {code(gate.metric)} ({gate.subject}): observed {observed}, limit {gate.limit:.3g}")
+            observed = "not measured" if gate.observed is None else f"observed {gate.observed:.3g}"
+            lines.append(f"- gate {code(gate.metric)} ({gate.subject}): {observed}, limit {gate.limit:.3g}")
     return "\n".join(lines[:MOST_FINDINGS])
 
 
 def _images(check: CheckRow, public_url: str) -> dict[str, Any]:
-    """The picture of the first entry that is worth looking at: one that failed, or else any."""
+    """A plot of the first failed entry that has one, else of the first entry that has one."""
     if not public_url or not check.verdict:
         return {}
     ordered = sorted(check.entries, key=lambda entry: entry.comparison.verdict != Verdict.FAILED)
@@ -153,10 +156,6 @@ def _images(check: CheckRow, public_url: str) -> dict[str, Any]:
         names = {artifact.name for artifact in entry.comparison.artifacts}
         for name in PICTURES:
             if name in names:
-                address = f"{public_url.rstrip('/')}/api/v1/comparisons/{entry.comparison.public_id}/plots/{name}"
-                return {"images": [{"alt": f"{entry.name}: {name}", "image_url": address}]}
+                url = plot_url(public_url, entry.comparison.public_id, name)
+                return {"images": [{"alt": f"{entry.name}: {name}", "image_url": url}]}
     return {}
-
-
-def _link(public_url: str, check: CheckRow) -> str:
-    return f"{public_url.rstrip('/')}/checks/{check.public_id}"

@@ -1,4 +1,4 @@
-"""Notifications: a signed webhook of ours, and a line for Slack and what understands its format."""
+"""Messages for subscribers: a signed webhook, and a message in the format of Slack's incoming webhooks."""
 
 import json
 from typing import Any
@@ -7,14 +7,15 @@ import requests
 
 from service.github.client import TIMEOUT, Undelivered
 from service.github.signature import read_secrets, sign
+from service.reports.links import check_url
 from service.settings import Settings
 from service.store import CheckRow
 
-AGENT = "clipwatch"
+USER_AGENT = "clipwatch"
 
 
 def notice(check: CheckRow, public_url: str) -> dict[str, Any]:
-    """What is POSTed about a check some of whose entries began to fail, were fixed, or are gone."""
+    """The document about a check in which entries began to fail, were fixed, or are gone."""
     return {
         "check": check.public_id,
         "repository": check.repository,
@@ -23,7 +24,7 @@ def notice(check: CheckRow, public_url: str) -> dict[str, Any]:
         "title": check.title,
         "suite": check.suite,
         "verdict": check.verdict,
-        "url": f"{public_url.rstrip('/')}/checks/{check.public_id}" if public_url else None,
+        "url": check_url(public_url, check.public_id),
         "transitions": [
             {"entry": entry.name, "transition": entry.transition, "verdict": entry.comparison.verdict}
             for entry in check.entries
@@ -33,7 +34,7 @@ def notice(check: CheckRow, public_url: str) -> dict[str, Any]:
 
 
 def slack_text(document: dict[str, Any]) -> dict[str, str]:
-    """The same as a message; Slack's three special characters are escaped."""
+    """The notice as a message. The three special characters of Slack's format are escaped."""
     where = f"{document['repository']} {document['branch']} {document['sha'][:12]}"
     lines = [f"Clipwatch: {document['suite']} {document['verdict']} on {where}"]
     lines += [f"• {change['entry']}: {change['transition']}" for change in document["transitions"]]
@@ -44,9 +45,10 @@ def slack_text(document: dict[str, Any]) -> dict[str, str]:
 
 
 def post_webhook(settings: Settings, document: dict[str, Any], guid: str) -> None:
-    """POSTs the notice with a signature over the body, as GitHub signs. `guid` is the same on every try.
+    """POSTs the notice, signed as GitHub signs its webhooks if there is a secret. `guid` is the same on every try.
 
-    Raises Undelivered.
+    Raises:
+        Undelivered: the secret cannot be read, or the other side did not accept the notice.
     """
     body = json.dumps(document).encode()
     headers = {"X-Clipwatch-Delivery": guid, "X-Clipwatch-Event": "transition"}
@@ -59,16 +61,20 @@ def post_webhook(settings: Settings, document: dict[str, Any], guid: str) -> Non
 
 
 def post_slack(settings: Settings, document: dict[str, Any]) -> None:
-    """POSTs the notice as a message. Raises Undelivered."""
+    """POSTs the notice as a message.
+
+    Raises:
+        Undelivered: the other side did not accept it.
+    """
     _post(settings.slack_url, json.dumps(slack_text(document)).encode(), {})
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
-    own = {"Content-Type": "application/json", "User-Agent": AGENT}
+    own = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
     try:
         answer = requests.post(url, data=body, headers=own | headers, timeout=TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
-        # The address may hold a secret, and requests repeats it.
+        # The address may contain a secret, and the message of requests repeats the address.
         raise Undelivered(f"cannot be reached: {type(error).__name__}") from error
     if not answer.ok or answer.is_redirect:
         wait = answer.headers.get("Retry-After", "")

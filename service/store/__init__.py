@@ -1,7 +1,7 @@
-"""The store: SQLAlchemy models, the unit of work, and one repository per aggregate. All SQL lives here.
+"""The store: SQLAlchemy models, the unit of work, and one repository per aggregate. All SQL is here.
 
-The database is the queue: a comparison is claimed by compare-and-set, held by a lease, and written to with a
-fencing token. No repository commits: the caller's `Database.write()` does.
+The database is the queue. A worker claims a comparison by compare-and-set, holds it by a lease, and writes its result
+with a fencing token. No repository commits: the caller's `Database.write()` does.
 """
 
 from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository

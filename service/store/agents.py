@@ -1,4 +1,4 @@
-"""Agents: what the hosts of an arm run beside its head. Asked for by the head, claimed, renewed and ended by a host."""
+"""Agents: the torchruns of an arm on all its hosts but the head. The head requests them; their hosts run them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from service.store.results import as_json
 
 @dataclass(frozen=True)
 class AgentTask:
-    """What a host is to run: `spec` as that node, meeting the others at `head`:`port`. `job` tells meetings apart."""
+    """What a host runs: `spec` as that node, with the rendezvous at `head`:`port` under the id `job`."""
 
     spec: ArmSpec
     node: int
@@ -28,7 +28,7 @@ class AgentTask:
 
 @dataclass(frozen=True)
 class NodeFailure:
-    """What a rank said of its failure, and when it did, in seconds of its host's clock."""
+    """The error that a rank reported, and the time of the report, in seconds of its host's clock."""
 
     at: float
     error: ArmError
@@ -36,7 +36,7 @@ class NodeFailure:
 
 @dataclass(frozen=True)
 class AgentEnd:
-    """How an agent ended on its host; without an exit status if it did not come to an end by itself."""
+    """How an agent ended on its host. The exit status is None if it did not end by itself."""
 
     exit_status: int | None
     failures: Sequence[NodeFailure] = ()
@@ -64,7 +64,7 @@ class AgentRepository:
     def ask(
         self, token: str, role: str, nodes: Sequence[Node], spec: ArmSpec, port: int, digest: str | None, now: datetime
     ) -> list[int] | None:
-        """Asks every host but the head for its part; the agents' ids. Nothing if the token's lease is lost."""
+        """Requests an agent of every host but the head. Returns the agents' ids; None if the token's lease is lost."""
         attempt = self._session.scalar(select(AttemptRow).where(_running(), AttemptRow.token == token))
         if attempt is None:
             return None
@@ -90,9 +90,9 @@ class AgentRepository:
         return [row.id for row in rows]
 
     def claim(self, agent_id: int, incarnation: str, now: datetime) -> AgentTask | None:
-        """Makes an agent that is asked for running on this host; nothing if it is not asked for, or no longer.
+        """Makes a requested agent running on this host.
 
-        One that comes late finds that its attempt has ended, or that it was told to stop.
+        None if it is not requested any more: its attempt has ended, or the head has stopped it.
         """
         mine = exists().where(HostRow.id == AgentRow.host_id, HostRow.incarnation == incarnation)
         wanted = (AgentRow.state == AgentState.ASKED.value, AgentRow.stop_requested.is_(False), _attempt_runs(), mine)
@@ -106,14 +106,14 @@ class AgentRepository:
         return AgentTask(ArmSpec.model_validate(row.spec), row.node, row.head, row.port, job, row.digest)
 
     def heartbeat(self, agent_id: int, incarnation: str, now: datetime) -> bool:
-        """Renews an agent. False if it is to stop: it was told to, its attempt has ended, or it is another's."""
+        """Renews an agent. False if it must stop: the head asked for it, or its attempt or incarnation has ended."""
         mine = update(AgentRow).where(AgentRow.id == agent_id, *self._held(incarnation), _attempt_runs())
-        beaten = mine.values(heartbeat_at=now).returning(AgentRow.stop_requested)
-        stop = self._session.scalar(beaten.execution_options(synchronize_session=False))
+        renewed = mine.values(heartbeat_at=now).returning(AgentRow.stop_requested)
+        stop = self._session.scalar(renewed.execution_options(synchronize_session=False))
         return stop is False
 
     def end(self, agent_id: int, incarnation: str, end: AgentEnd, now: datetime) -> bool:
-        """Notes how an agent ended. False if that is known already."""
+        """Writes down how an agent ended. False if that was done before."""
         mine = update(AgentRow).where(AgentRow.id == agent_id, *self._held(incarnation))
         ended = mine.values(
             state=AgentState.ENDED.value,
@@ -125,17 +125,17 @@ class AgentRepository:
         return self._session.scalar(ended.returning(AgentRow.id)) is not None
 
     def stop(self, ids: Sequence[int], now: datetime) -> None:
-        """Tells agents to stop. Those whose hosts have not begun have ended with that."""
+        """Asks agents to stop. An agent whose host has not begun it ends at once."""
         mine = update(AgentRow).where(AgentRow.id.in_(ids))
         self._session.execute(mine.where(AgentRow.state == AgentState.RUNNING.value).values(stop_requested=True))
         unbegun = mine.where(AgentRow.state == AgentState.ASKED.value)
         self._session.execute(unbegun.values(state=AgentState.ENDED.value, stop_requested=True, ended_at=now))
 
-    def sights(self, ids: Sequence[int]) -> list[NodeTaskStatus]:
-        """How the agents are, in the order of their nodes."""
+    def statuses(self, ids: Sequence[int]) -> list[NodeTaskStatus]:
+        """The states of the agents, in the order of their nodes."""
         query = select(AgentRow, HostRow.name).join(HostRow, HostRow.id == AgentRow.host_id)
         query = query.where(AgentRow.id.in_(ids)).order_by(AgentRow.node)
-        return [_sight(row, name) for row, name in self._session.execute(query)]
+        return [_status(row, name) for row, name in self._session.execute(query)]
 
     def _held(self, incarnation: str) -> tuple[ColumnElement[bool], ...]:
         return AgentRow.incarnation == incarnation, AgentRow.state == AgentState.RUNNING.value
@@ -149,7 +149,7 @@ def _attempt_runs() -> ColumnElement[bool]:
     return exists().where(AttemptRow.id == AgentRow.attempt_id, _running())
 
 
-def _sight(row: AgentRow, host: str) -> NodeTaskStatus:
+def _status(row: AgentRow, host: str) -> NodeTaskStatus:
     failures = [NodeFailure(each["at"], ArmError.model_validate(each["error"])) for each in row.failures or []]
     end = AgentEnd(row.exit_status, failures, row.log_tail or "")
     return NodeTaskStatus(row.id, row.node, host, AgentState(row.state), row.heartbeat_at, end)

@@ -1,4 +1,4 @@
-"""Attempts: the lease. Claim by compare-and-set, renew, record or give back by token, take back what expired."""
+"""Attempts and their leases: claim by compare-and-set; renew, record or release by token; reclaim when expired."""
 
 import random
 import secrets
@@ -14,7 +14,7 @@ from service.store.host_models import ReservationRow
 from service.store.models import ArmRow, AttemptRow, AttemptState, ComparisonRow, Status
 from service.store.results import AttemptResult, as_json, one_line, write_result
 
-# Lost so often, a comparison may be what its workers die of.
+# A comparison whose attempts were lost this often may be what makes its workers die.
 SUSPECT_LOSSES = 2
 
 
@@ -31,7 +31,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class HeldLease:
-    """A lease as somebody who watches it sees it: who holds it, when it was last renewed, for how long."""
+    """A lease as a monitor sees it: the token that holds it, its last renewal and its duration."""
 
     token: str
     heartbeat_at: datetime
@@ -57,22 +57,22 @@ class AttemptProgress:
 class AttemptRepository:
     """All SQL on attempts. Nothing here commits.
 
-    Every method that takes a token returns nothing or False when the token no longer holds the lease: the
-    caller then stops, for the comparison belongs to somebody else.
+    Every method that takes a token returns None or False when the token no longer holds the lease. The caller must
+    then stop: the comparison may belong to another worker.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def claim(self, public_id: str, worker: str, now: datetime, lease: timedelta) -> Claim | None:
-        """Makes a queued comparison running and this worker its owner; nothing if it is not queued or has to wait."""
+        """Makes a queued comparison running and this worker its owner. None if it is not queued or has to wait."""
         row = self._claimed(public_id, now, lease)
         if row is None:
             return None
         try:
             comparison = Comparison.model_validate(row.document)
         except ValidationError as error:
-            # Written by another version of the contract. Left in the queue it would be claimed for ever.
+            # Another version of the contract wrote it. If it stayed queued, it would be claimed again and again.
             self._close(row, Verdict.ERROR, f"this version cannot read the comparison: {one_line(error)}", now)
             return None
         before = select(func.count()).where(AttemptRow.comparison_id == row.id)
@@ -91,21 +91,21 @@ class AttemptRepository:
         return Claim(attempt.id, attempt.token, attempt.number, public_id, comparison)
 
     def waiting(self, now: datetime, lease: timedelta, *, suspects: bool = True) -> str | None:
-        """Public id of the oldest comparison that `claim` would not refuse; nothing if none waits.
+        """Public id of the oldest comparison that `claim` would not refuse; None if there is none.
 
-        Without `suspects`, of those that `is_suspect` does not suspect.
+        Without `suspects`, comparisons of which `is_suspect` is true are left out.
         """
         queued = ComparisonRow.status == Status.QUEUED.value
         query = select(ComparisonRow.public_id).where(queued, _is_due(now, lease)).order_by(ComparisonRow.id).limit(1)
         return self._session.scalar(query if suspects else query.where(~_SUSPECT))
 
     def is_suspect(self, public_id: str) -> bool:
-        """Whether a comparison was lost again and again: it may be what its workers died of."""
+        """Whether so many attempts at a comparison were lost that it may be what makes its workers die."""
         query = select(ComparisonRow.id).where(ComparisonRow.public_id == public_id, _SUSPECT)
         return self._session.scalar(query) is not None
 
     def heartbeat(self, token: str, now: datetime, lease: timedelta, progress: AttemptProgress) -> bool | None:
-        """Renews the lease and notes the progress. Whether a cancel was asked for; nothing if the lease is lost."""
+        """Renews the lease and stores the progress. Whether a cancel is requested; None if the lease is lost."""
         renewed = self._session.execute(
             update(AttemptRow)
             .where(AttemptRow.token == token, AttemptRow.state == AttemptState.RUNNING.value)
@@ -114,14 +114,15 @@ class AttemptRepository:
         ).one_or_none()
         if renewed is None:
             return None
-        self._note(renewed.id, progress)
+        self._store_progress(renewed.id, progress)
         asked = select(ComparisonRow.cancel_requested).where(ComparisonRow.id == renewed.comparison_id)
         return bool(self._session.scalar(asked))
 
     def record(self, token: str, result: AttemptResult, now: datetime) -> Verdict | None:
-        """Writes the result, ends attempt and comparison. Nothing, with nothing written, if the lease is lost.
+        """Writes the result and ends the attempt and its comparison.
 
-        The verdict that counts: a cancel that was granted before outweighs whatever came out.
+        Returns the verdict that was written: `cancelled` if a cancel was granted before. None, with nothing written, if
+        the lease is lost.
         """
         attempt = self._end(token, AttemptState.FINISHED, now)
         if attempt is None:
@@ -133,7 +134,7 @@ class AttemptRepository:
         return result.verdict
 
     def release(self, token: str, now: datetime) -> bool:
-        """Gives a comparison back to the queue. It does not count against the attempts that may be lost."""
+        """Puts a comparison back into the queue. This attempt does not count as lost."""
         attempt = self._end(token, AttemptState.RELEASED, now)
         if attempt is None:
             return False
@@ -149,20 +150,22 @@ class AttemptRepository:
         return True
 
     def held(self) -> list[HeldLease]:
-        """Every lease that is held, by a worker that lives or one that does not."""
+        """Every lease that is held, whether or not its worker still runs."""
         columns = select(AttemptRow.token, AttemptRow.heartbeat_at, AttemptRow.lease_expires_at)
         running = self._session.execute(columns.where(AttemptRow.state == AttemptState.RUNNING.value))
-        return [HeldLease(token, beat, expires - beat) for token, beat, expires in running]
+        return [HeldLease(token, renewed, expires - renewed) for token, renewed, expires in running]
 
     def reclaim(self, lease: HeldLease, now: datetime, max_attempts: int) -> bool:
-        """Queues again what a silent owner held, or gives up with the verdict `error` after `max_attempts`.
+        """Queues a comparison again whose worker sends no heartbeat; after `max_attempts` its verdict is `error`.
 
-        False if the owner was heard of since `lease` was looked at, or somebody else took it back.
+        False if the worker has renewed the lease since `lease` was read, or another sweeper has reclaimed it.
         """
         attempt = self._end(lease.token, AttemptState.EXPIRED, now, AttemptRow.heartbeat_at == lease.heartbeat_at)
         if attempt is None:
             return False
-        self._lost(attempt, f"worker {attempt.worker} was not heard of for too long", now, lease.duration, max_attempts)
+        self._lost(
+            attempt, f"worker {attempt.worker} sent no heartbeat for too long", now, lease.duration, max_attempts
+        )
         return True
 
     def arms(self, attempt_id: int, *, grad_norms: bool = False) -> list[ArmRow]:
@@ -172,16 +175,16 @@ class AttemptRepository:
         return list(self._session.scalars(query.options(*loaded)))
 
     def _lost(self, attempt: AttemptRow, reason: str, now: datetime, longest: timedelta, max_attempts: int) -> None:
-        """Queues again, or gives up after `max_attempts`. One lost before waits, at random, for up to `longest`."""
+        """Queues again, or gives up after `max_attempts`. A suspect waits for a random time up to `longest`."""
         attempt.error = reason
         lost = self._session.scalar(_losses(attempt.comparison_id)) or 0
         if lost < max_attempts:
-            # One that kills its worker takes those with it that are conducted beside it. They must not all come back
-            # at the same moment, to the same worker, until all are given up.
+            # A comparison that kills its worker also ends the others that this worker conducts. If all were due at the
+            # same moment, they could meet on one worker again and again until all of them are given up.
             share = random.random() if lost >= SUSPECT_LOSSES else 0.0
             self._requeue(attempt, now, share * longest)
         else:
-            message = f"gave up after {lost} lost attempts: the last {attempt.error}"
+            message = f"gave up after {lost} lost attempts; the last: {attempt.error}"
             self._finish(attempt, Verdict.ERROR, message, now)
 
     def _claimed(self, public_id: str, now: datetime, lease: timedelta) -> ComparisonRow | None:
@@ -226,7 +229,7 @@ class AttemptRepository:
             row.not_before = row.ring_after if wait else None
             self._session.flush()
 
-    def _note(self, attempt_id: int, progress: AttemptProgress) -> None:
+    def _store_progress(self, attempt_id: int, progress: AttemptProgress) -> None:
         query = select(ArmRow).where(ArmRow.attempt_id == attempt_id)
         rows = {row.role: row for row in self._session.scalars(query)}
         for role, arm in progress.arms.items():
@@ -241,13 +244,13 @@ class AttemptRepository:
 
 
 def _is_due(now: datetime, lease: timedelta) -> ColumnElement[bool]:
-    """Whether a queued comparison need not wait. None does for longer than a lease: if it says so, a clock was set."""
+    """Whether a queued comparison may be claimed now. A wait longer than a lease means that a clock was set back."""
     not_before = ComparisonRow.not_before
     return or_(not_before.is_(None), not_before <= now, not_before > now + lease)
 
 
 def _losses(comparison_id: int | InstrumentedAttribute[int]) -> Select[int]:
-    """How many attempts at a comparison were lost."""
+    """A query for the number of lost attempts at a comparison."""
     return select(func.count()).where(
         AttemptRow.comparison_id == comparison_id, AttemptRow.state == AttemptState.EXPIRED.value
     )

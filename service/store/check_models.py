@@ -1,4 +1,4 @@
-"""The tables of checks: what came in, what is checked, what is to be told."""
+"""The tables of checks: deliveries, checks with their entries, and reports."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -24,7 +24,7 @@ class DeliveryState(StrEnum):
 
 
 class ReportKind(StrEnum):
-    """Who is told: the commit (check run or status), the pull request (comment), or whoever subscribed."""
+    """Where a report goes: the commit (check run or status), the pull request (comment), or a subscriber."""
 
     COMMIT = "commit"
     COMMENT = "comment"
@@ -33,9 +33,9 @@ class ReportKind(StrEnum):
 
 
 class DeliveryRow(Base):
-    """Something that was heard of a repository: a webhook's delivery, or a branch that `watch` saw move.
+    """An event of a repository: a delivery of a webhook, or a new head of a branch that `watch` found.
 
-    `guid` is GitHub's delivery id: a second one with it changes nothing. `document` is what is needed to act on it.
+    `guid` is GitHub's delivery id; a second delivery with it is ignored. `document` has what is needed to handle it.
     """
 
     __tablename__ = "deliveries"
@@ -78,7 +78,7 @@ class CheckRow(Base):
     title: Mapped[str] = mapped_column(CleanText, default="")
     suite: Mapped[str] = mapped_column(String(100))
     status: Mapped[str] = mapped_column(String(10), default=Status.QUEUED)
-    # How many entries have ended, as far as the reconciler has seen: a change is what makes it report.
+    # How many entries had ended when the reconciler last looked. It reports when this number changes.
     done: Mapped[int] = mapped_column(default=0)
     verdict: Mapped[str | None] = mapped_column(String(12))
     reason: Mapped[str | None] = mapped_column(CleanText)
@@ -90,7 +90,7 @@ class CheckRow(Base):
 
 
 class CheckEntryRow(Base):
-    """An entry of the suite and the comparison that runs it, which holds its status and verdict."""
+    """An entry of the suite. Its status and verdict are those of the comparison that runs it."""
 
     __tablename__ = "check_entries"
     __table_args__ = (UniqueConstraint("check_id", "position"),)
@@ -100,17 +100,18 @@ class CheckEntryRow(Base):
     position: Mapped[int]
     name: Mapped[str] = mapped_column(String(200))
     comparison_id: Mapped[int] = mapped_column(ForeignKey("comparisons.id"), index=True)
-    # How it stands to the check before, known once the check is finished.
+    # The change since the check before; known when the check is finished.
     transition: Mapped[str | None] = mapped_column(String(20))
 
     comparison: Mapped[ComparisonRow] = relationship()
 
 
 class ReportRow(Base):
-    """Something to be told, and how far that has come: an outbox.
+    """A report to be sent: a row of the outbox.
 
-    `version` counts what there was to tell; sending one clears `due_at` only if no newer one came meanwhile.
-    `external_id` is what the other side calls it, so that it is edited and never doubled.
+    `version` counts the changes of its content; a delivery clears `due_at` only if no change came meanwhile.
+    `external_id` is its id on the other side, by which it is edited in place of being sent twice. `sent` is the digest
+    of the content that was delivered last.
     """
 
     __tablename__ = "reports"

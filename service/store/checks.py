@@ -1,4 +1,4 @@
-"""Checks: made with their comparisons, settled when those have ended, paged through as a history."""
+"""Checks: queued with their comparisons, settled when these have ended, listed as a history."""
 
 import secrets
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class CheckRepository:
     def add(
         self, target: Target, suite: str, entries: Sequence[tuple[str, Comparison]], now: datetime, ring_after: datetime
     ) -> CheckRow:
-        """Queues a check and a comparison for each entry. The caller rings for them after its commit."""
+        """Queues a check and a comparison for each entry. The caller notifies workers after its commit."""
         comparisons = ComparisonRepository(self._session)
         row = CheckRow(
             public_id=f"chk_{secrets.token_hex(10)}",
@@ -73,11 +73,11 @@ class CheckRepository:
         return list(self._session.scalars(query.options(*WITH_COMPARISONS)))
 
     def advance(self, row: CheckRow, status: Status, done: int) -> bool:
-        """Notes how far it has come. False when there is nothing new, or somebody noted more."""
+        """Stores how many entries have ended. False when nothing changed, or another reconciler stored more."""
         return self._write(row, (CheckRow.done < done) | (CheckRow.status != status.value), status=status, done=done)
 
     def finish(self, row: CheckRow, verdict: Verdict, changes: dict[str, Transition], now: datetime) -> bool:
-        """Writes the verdict and how each entry changed. False when somebody else did."""
+        """Writes the verdict and the transition of each entry. False when another reconciler did."""
         values = {"status": Status.FINISHED, "done": len(row.entries), "verdict": verdict.value, "finished_at": now}
         if not self._write(row, True, **values):
             return False
@@ -87,7 +87,7 @@ class CheckRepository:
         return True
 
     def cancel(self, row: CheckRow, reason: str, now: datetime) -> None:
-        """Cancels its comparisons: queued ones end at once, running ones soon. The check is settled afterwards."""
+        """Cancels its comparisons: queued ones end at once, running ones soon. The reconciler settles it."""
         comparisons = ComparisonRepository(self._session)
         for entry in row.entries:
             comparisons.cancel(entry.comparison.public_id, now)
@@ -122,7 +122,7 @@ class CheckRepository:
         return self._session.scalar(query.order_by(CheckRow.id.desc()).limit(1))
 
     def branch_suites(self, repository: str | None = None, limit: int = 500) -> list[BranchSuite]:
-        """Branches with their suites that have checks; pull requests are not among them."""
+        """Every branch and suite that has checks, without those of pull requests."""
         query = select(CheckRow.repository, CheckRow.branch, CheckRow.suite).where(CheckRow.pull.is_(None)).distinct()
         if repository is not None:
             query = query.where(CheckRow.repository == repository)
@@ -130,7 +130,7 @@ class CheckRepository:
         return [BranchSuite(*row) for row in found]
 
     def newest(self, limit: int = 1) -> list[CheckRow]:
-        """The newest checks of all, pull requests too."""
+        """The newest checks, those of pull requests too."""
         return list(self._session.scalars(select(CheckRow).order_by(CheckRow.id.desc()).limit(limit)))
 
     def _cancel_queued(self, query: Select[Any], sha: str, now: datetime) -> list[CheckRow]:

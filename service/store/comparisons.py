@@ -1,4 +1,4 @@
-"""Comparisons: submit, find, page through, cancel, and which of them the notifier must ring for again."""
+"""Comparisons: submit, find, list, cancel, and those for which another notification is due."""
 
 import json
 import secrets
@@ -14,7 +14,7 @@ from service.contract import Comparison, Mode, Verdict
 from service.store.clock import now
 from service.store.models import AttemptRow, ComparisonRow, Status
 
-# Made once: a statement that is made anew for each row, or a flush, takes longer than the database.
+# Built once: building a statement for each row, or a flush of the session, takes longer than the database.
 _CLOCK = func.clock_timestamp(type_=DateTime(timezone=True))
 _TABLE = ComparisonRow.metadata.tables[ComparisonRow.__tablename__]
 _INSERT = insert(_TABLE).returning(_TABLE)
@@ -23,7 +23,7 @@ _INSERT_NOW = _INSERT.values(created_at=_CLOCK, ring_after=_CLOCK + bindparam("r
 
 @dataclass(frozen=True)
 class ComparisonFilter:
-    """What a list is narrowed to. `name` is a part of the name in any case, `mode` that of either arm."""
+    """The filters of a list. `name` is a part of the name in upper or lower case, `mode` the mode of either arm."""
 
     status: Status | None = None
     verdict: Verdict | None = None
@@ -48,9 +48,10 @@ class ComparisonRepository:
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> ComparisonRow:
-        """Queues a comparison. The caller rings at once; the sweeper does from `ring_after` on.
+        """Queues a comparison. The caller notifies workers at once; from `ring_after` on the sweeper does.
 
-        Raises sqlalchemy.exc.IntegrityError when the idempotency key is taken.
+        Raises:
+            sqlalchemy.exc.IntegrityError: the idempotency key is taken.
         """
         values = _values(comparison, rerun_of, idempotency_key, request_hash)
         return self._inserted(_INSERT, values | {"created_at": now, "ring_after": ring_after}, rerun_of)
@@ -64,7 +65,7 @@ class ComparisonRepository:
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> ComparisonRow:
-        """As `add`, now: the database writes its time down, and need not be asked for it before."""
+        """As `add` with the time at the database, which is read in the same statement."""
         if self._session.get_bind().dialect.name == "sqlite":
             moment = now(self._session)
             key = {"idempotency_key": idempotency_key, "request_hash": request_hash}
@@ -75,7 +76,7 @@ class ComparisonRepository:
     def _inserted(self, statement: Insert, values: dict[str, Any], rerun_of: ComparisonRow | None) -> ComparisonRow:
         query = select(ComparisonRow).from_statement(statement)
         row: ComparisonRow = self._session.scalars(query, values).one()
-        # Known already: whoever answers with it need not ask for it.
+        # Set here, so that a response with it needs no query.
         set_committed_value(row, "rerun_of", rerun_of)
         return row
 
@@ -122,12 +123,12 @@ class ComparisonRepository:
         return row
 
     def enqueue_hosts(self, public_id: str, count: int | None) -> None:
-        """Notes that a comparison waits for hosts that others hold, or does no longer."""
+        """Stores how many hosts a comparison waits for; None when it does not wait any more."""
         waiting = update(ComparisonRow).where(ComparisonRow.public_id == public_id)
         self._session.execute(waiting.values(hosts_wanted=count))
 
     def give_up(self, public_id: str, error: str, now: datetime, waited: timedelta) -> bool:
-        """Ends with the verdict `error` what has been queued for `waited`; false for what has not, or is not queued."""
+        """Ends a comparison that has been queued for `waited` with the verdict `error`. False if it has not."""
         last = select(func.max(AttemptRow.finished_at)).where(AttemptRow.comparison_id == ComparisonRow.id)
         since = func.coalesce(last.scalar_subquery(), ComparisonRow.created_at)
         waiting = (ComparisonRow.public_id == public_id, ComparisonRow.status == Status.QUEUED.value)
@@ -138,10 +139,10 @@ class ComparisonRepository:
         return self._session.scalar(ended) is not None
 
     def due_notifications(self, now: datetime, interval: timedelta, limit: int) -> list[str]:
-        """Public ids of at most `limit` queued comparisons to ring for, oldest first; each is due again later.
+        """Public ids of at most `limit` queued comparisons that are due, oldest first. Each is due again later.
 
-        One that is due further away than twice `interval` was queued before the clock was set back: it is due too.
-        Less far away is what another sweeper, whose `now` is a little later, has just put off.
+        A comparison whose time is more than twice `interval` away was queued before the clock was set back: it is due
+        too. A time that is nearer was set just now by another sweeper, whose `now` is a little later.
         """
         later = now + interval
         due = (

@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_SECONDS = 15
 IDLE_SECONDS = 5
-# A server that cannot be reached, or no longer, says nothing: whoever has a lease must learn of it before that is over.
+# A server that cannot be reached sends no error. The owner of a lease must notice that before the lease is over.
 REACH_SECONDS = 5
 REACHABLE = {
     "connect_timeout": REACH_SECONDS,
@@ -27,10 +27,10 @@ REACHABLE = {
 
 
 class Database:
-    """A pool of connections. Every piece of work is one `read()` or one `write()`, short and free of other I/O."""
+    """A pool of connections. A unit of work is one `read()` or one `write()`, short and without other I/O in it."""
 
     def __init__(self, url: str) -> None:
-        """Opens SQLite or PostgreSQL; the folder of a SQLite file is made if it is missing."""
+        """Opens SQLite or PostgreSQL. The folder of a SQLite file is created if it is missing."""
         address = make_url(url)
         self.is_sqlite = address.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -42,8 +42,8 @@ class Database:
         else:
             given = {name: value for name, value in REACHABLE.items() if name not in address.query}
             self.engine = create_engine(address, connect_args=given)
-            _leave_no_locks(self.engine)
-            _hand_out_living(self.engine)
+            _end_idle_transactions(self.engine)
+            _replace_closed_connections(self.engine)
         self._at_once = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._readers = self.engine.execution_options(read_only=True)
 
@@ -55,7 +55,7 @@ class Database:
 
     @contextmanager
     def write_once(self) -> Iterator[Session]:
-        """As `write`, for one statement: it is a transaction by itself, which saves two journeys to the server."""
+        """As `write`, for a single statement, which is a transaction by itself. That saves two round trips."""
         with Session(self._at_once, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -66,11 +66,12 @@ class Database:
             yield session
 
     def close(self) -> None:
+        """Closes all connections."""
         self.engine.dispose()
 
 
-def _leave_no_locks(engine: Engine) -> None:
-    """Of a machine that vanished in the middle of a transaction the server would keep the locks for hours."""
+def _end_idle_transactions(engine: Engine) -> None:
+    """Has the server end idle transactions: those of a machine that is gone would keep their locks for hours."""
 
     @event.listens_for(engine, "connect")
     def limit(connection: Any, _record: Any) -> None:
@@ -78,11 +79,11 @@ def _leave_no_locks(engine: Engine) -> None:
         connection.commit()
 
 
-def _hand_out_living(engine: Engine) -> None:
-    """Hands out no connection that the server has closed.
+def _replace_closed_connections(engine: Engine) -> None:
+    """Makes the pool replace a connection that the server has closed, without `pool_pre_ping`'s round trip each time.
 
-    As `pool_pre_ping` does, without its journey to the server before every piece of work: a server that goes says so,
-    and its word waits to be read. Only what was idle for long is asked: of a machine that vanished no word ever came.
+    A server that stops closes its connections, which shows as data to read on the socket. A server that vanished sends
+    nothing, so a connection that was idle for long is tested by a query.
     """
 
     @event.listens_for(engine, "checkin")
@@ -93,16 +94,16 @@ def _hand_out_living(engine: Engine) -> None:
     def take(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
         if "idle_since" not in record.info:
             return
-        if _spoken_to(connection.fileno()):
+        if _has_data(connection.fileno()):
             raise InvalidatePoolError("the server has closed this connection")
         if time.monotonic() - record.info["idle_since"] > IDLE_SECONDS:
             try:
                 engine.dialect.do_ping(connection)
             except psycopg.Error as error:
-                raise InvalidatePoolError("the server does not know this connection any more") from error
+                raise InvalidatePoolError("the server does not answer on this connection") from error
 
 
-def _spoken_to(descriptor: int) -> bool:
+def _has_data(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
@@ -111,7 +112,7 @@ def _spoken_to(descriptor: int) -> bool:
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
-        # The driver would begin transactions late and deferred: two writers would then both read and one fail.
+        # The driver begins transactions late and as readers: of two that then write, one would fail.
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS}000")
         _use_wal(connection)
@@ -125,7 +126,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    # Of two that switch a new file at once, SQLite fails one at once, whatever the busy timeout.
+    # When two processes switch a new file at the same time, SQLite fails one of them without the busy timeout.
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:

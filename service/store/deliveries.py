@@ -1,4 +1,4 @@
-"""Deliveries: remembered once, handled once, and pull requests that wait for a maintainer."""
+"""Deliveries: each is stored once and handled once; those of pull requests may wait for a maintainer."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ from service.store.check_models import DeliveryRow, DeliveryState
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is remembered of something heard; `document` is JSON."""
+    """An event to be stored. `document` is JSON."""
 
     guid: str
     source: str
@@ -31,9 +31,10 @@ class DeliveryRepository:
         self._session = session
 
     def remember(self, delivery: Delivery, now: datetime) -> bool:
-        """Whether this is the first delivery with its guid; only that one is kept.
+        """Stores a delivery. Returns False if one with its guid is there already.
 
-        Raises sqlalchemy.exc.IntegrityError when another transaction remembered it meanwhile.
+        Raises:
+            sqlalchemy.exc.IntegrityError: another transaction stored one meanwhile.
         """
         if self._session.scalar(select(DeliveryRow.id).where(DeliveryRow.guid == delivery.guid)) is not None:
             return False
@@ -42,7 +43,7 @@ class DeliveryRepository:
         return True
 
     def received(self, limit: int = 50) -> list[DeliveryRow]:
-        """Those that nobody has handled, in the order they came."""
+        """At most `limit` deliveries that were not handled yet, in the order in which they came."""
         query = select(DeliveryRow).where(DeliveryRow.state == DeliveryState.RECEIVED.value)
         return list(self._session.scalars(query.order_by(DeliveryRow.id).limit(limit)))
 
@@ -52,7 +53,7 @@ class DeliveryRepository:
         return list(self._session.scalars(query.order_by(DeliveryRow.handled_at, DeliveryRow.id).limit(limit)))
 
     def move(self, row_id: int, before: DeliveryState, after: DeliveryState, outcome: str, now: datetime) -> bool:
-        """Compare-and-set of the state. False when somebody else moved it."""
+        """Compare-and-set of the state. False if the state is not `before` any more."""
         moved = self._session.execute(
             update(DeliveryRow)
             .where(DeliveryRow.id == row_id, DeliveryRow.state == before.value)
@@ -69,7 +70,7 @@ class DeliveryRepository:
         return self._session.scalar(query.order_by(DeliveryRow.id.desc()).limit(1))
 
     def close_waiting(self, repository: str, pull: int, before: int, outcome: str, now: datetime) -> None:
-        """Ends the waiting of older heads of a pull request."""
+        """Closes the waiting deliveries of older heads of a pull request."""
         self._session.execute(
             update(DeliveryRow)
             .where(

@@ -1,4 +1,4 @@
-"""The history of a definition: what a page of it shows and nothing else, for there are a thousand gates on one."""
+"""The history of a definition. It reads only the columns that are shown, because a page has up to a thousand gates."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ GATE = [getattr(GateRow, name) for name in Gate.model_fields]
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished comparison. `gates`, and `versions` by role, are of the attempt that the verdict comes from."""
+    """A finished comparison. `gates`, and `versions` by role, are those of the deciding attempt."""
 
     id: int
     public_id: str
@@ -40,7 +40,7 @@ class HistoryRepository:
     ) -> list[Finished]:
         """At most `limit` finished comparisons of one definition with ids below `before`, newest first.
 
-        Their gates and versions are there with `with_results`.
+        Their gates and versions are read only `with_results`.
         """
         columns = (
             ComparisonRow.id,
@@ -55,7 +55,7 @@ class HistoryRepository:
         query = select(*columns).where(*finished).order_by(ComparisonRow.id.desc()).limit(limit)
         if before is not None:
             query = query.where(ComparisonRow.id < before)
-        # What is finished has a verdict and a time.
+        # A finished comparison has a verdict and a time.
         page = [Finished(*row) for row in self._session.execute(query)]  # type: ignore[arg-type]
         if with_results:
             self._add_results(page)

@@ -1,4 +1,4 @@
-"""The tables of a fleet: its hosts, which attempt holds which of them, and the agents that run on them."""
+"""The tables of a fleet: its hosts, their reservations by attempts, and the agents that run on them."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +12,7 @@ from service.store.types import BigId, CleanText, Json, UtcDateTime
 
 
 class HostRow(Base):
-    """A machine that its worker registered. The incarnation is the fence: a later worker of that name has another."""
+    """A machine that its worker registered. The incarnation is a fencing token: each registration makes a new one."""
 
     __tablename__ = "hosts"
 
@@ -30,7 +30,7 @@ class HostRow(Base):
 
 
 class ReservationRow(Base):
-    """A host that a running attempt holds, as which node. It is gone when the attempt runs no more."""
+    """A host that a running attempt holds as one of its nodes. It is deleted when the attempt ends."""
 
     __tablename__ = "reservations"
     __table_args__ = (UniqueConstraint("attempt_id", "node"),)
@@ -41,8 +41,10 @@ class ReservationRow(Base):
 
 
 class AgentState(StrEnum):
-    """`asked`: its host has not begun. `running`: its host renews it. `ended`: with an exit status, or without one
-    when it never ran or its host was restarted."""
+    """`asked`: the head has requested it. `running`: its host runs and renews it.
+
+    `ended`: it has an exit status, or None if it never ran or its host was restarted.
+    """
 
     ASKED = "asked"
     RUNNING = "running"
@@ -50,7 +52,7 @@ class AgentState(StrEnum):
 
 
 class AgentRow(Base):
-    """One torchrun of an arm of several hosts, on a host that is not the head: what to run, and what became of it."""
+    """One torchrun of an arm on several hosts, on a host other than the head: what it runs, and how it ended."""
 
     __tablename__ = "agents"
     __table_args__ = (
@@ -66,7 +68,7 @@ class AgentRow(Base):
     head: Mapped[str] = mapped_column(String(64))
     port: Mapped[int]
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
-    # The hash of the Opacus that the head runs; nothing for the installed one.
+    # The hash of the Opacus source that the head runs; None for the installed one.
     digest: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(10), default=AgentState.ASKED)
     stop_requested: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
@@ -75,6 +77,6 @@ class AgentRow(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     exit_status: Mapped[int | None]
-    # What its ranks said of their failures, each with the moment.
+    # The errors that its ranks reported, each with its time.
     failures: Mapped[list[Any] | None] = mapped_column(Json)
     log_tail: Mapped[str | None] = mapped_column(CleanText)

@@ -1,4 +1,4 @@
-"""Hosts of a fleet: registered by their workers, kept by a heartbeat, reserved for an attempt, all or none."""
+"""Hosts of a fleet: registered and renewed by their workers, and reserved for an attempt all at once."""
 
 import secrets
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 from service.store.host_models import AgentRow, AgentState, HostRow, ReservationRow
 from service.store.models import AttemptRow, ComparisonRow, Status
 
-# Somebody else may reserve what was chosen before it is locked.
+# How often to choose again when another attempt reserves a chosen host before its row is locked.
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host as its worker describes it. Arms speak over `nic`, at `address`; bells for it go to `queue`."""
+    """A host as its worker describes it. Arms communicate over `nic`, at `address`; its notifications go to `queue`."""
 
     name: str
     address: str
@@ -35,7 +35,7 @@ class Node:
 
 @dataclass(frozen=True)
 class HostStatus:
-    """A host as somebody who lists them sees it, and the comparison that holds it."""
+    """A host with the time of its last heartbeat, and the comparison that holds it."""
 
     host: Host
     worker: str
@@ -46,7 +46,7 @@ class HostStatus:
 
 
 class NoHosts(Exception):
-    """So many hosts cannot be had now. One line. `short`: there would be too few even if all that live were free."""
+    """`count` hosts are not free now. `short`: there are fewer even if all that are alive were free."""
 
     def __init__(self, words: str, count: int, *, short: bool = False) -> None:
         super().__init__(words)
@@ -60,7 +60,7 @@ class HostRepository:
         self._session = session
 
     def register(self, host: Host, worker: str, now: datetime, lease: timedelta) -> str:
-        """Makes this worker the host's; its incarnation. What an earlier worker of that name ran, it runs no more."""
+        """Makes this worker the host's owner and ends the agents of an earlier one. Returns the new incarnation."""
         row = self._session.scalar(select(HostRow).where(HostRow.name == host.name).with_for_update())
         if row is None:
             row = HostRow(name=host.name)
@@ -78,7 +78,7 @@ class HostRepository:
         return self._renew(incarnation, now, now + lease)
 
     def leave(self, incarnation: str, now: datetime) -> None:
-        """The host takes part no more. What it holds is freed with the attempt."""
+        """Ends the lease of a host that leaves the fleet. Its reservation ends with the attempt that holds it."""
         self._renew(incarnation, now, now)
 
     def all(self, now: datetime) -> list[HostStatus]:
@@ -98,9 +98,9 @@ class HostRepository:
     def reserve(self, attempt_id: int, head: str, count: int, gpus: int, now: datetime, lease: timedelta) -> list[Node]:
         """Reserves `count` hosts with at least `gpus` GPUs, the first of them `head`, until the attempt ends.
 
-        To be called in the transaction that claims the attempt, and rolled back with it: all or none. Rows are locked
-        in the order of their ids, so that two who want the same hosts wait for each other's end and never in a circle.
-        A host that was not heard of for half of `lease` is left out: it may be what the last attempt was lost with.
+        To be called in the transaction that claims the attempt, so that both are committed or neither. Rows are locked
+        in the order of their ids, so that two attempts that want the same hosts cannot deadlock. A host without a
+        heartbeat for half of `lease` is left out: it may be the one with which the last attempt was lost.
 
         Raises:
             NoHosts: so many are not free, or an older comparison waits for some.
@@ -150,7 +150,7 @@ class HostRepository:
 
 
 def _free() -> ColumnElement[bool]:
-    """No attempt holds the host, and no agent of an attempt that lost it is still to be ended there."""
+    """No attempt holds the host, and no agent of an earlier attempt still runs there."""
     held = exists().where(ReservationRow.host_id == HostRow.id)
     busy = exists().where(AgentRow.host_id == HostRow.id, AgentRow.state == AgentState.RUNNING.value)
     return ~or_(held, busy)

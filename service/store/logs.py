@@ -1,4 +1,4 @@
-"""The log of an attempt: appended by its owner, followed by whoever looks, bounded."""
+"""The log of an attempt: appended to by its owner, read in pages, bounded in size."""
 
 from collections.abc import Iterable
 
@@ -19,9 +19,9 @@ class LogRepository:
         self._session = session
 
     def append(self, attempt_id: int, texts: Iterable[tuple[str, str]], max_chars: int) -> None:
-        """Adds (role, text) pairs. Past `max_chars` the first half stays and of the rest only the end is kept.
+        """Adds (role, text) pairs. Of a log above `max_chars` the middle is deleted; each end keeps half of them.
 
-        To be called in the transaction of a heartbeat that succeeded: that is what makes it the owner's.
+        To be called in the transaction of a successful heartbeat, which proves that the caller holds the lease.
         """
         attempt = self._session.get_one(AttemptRow, attempt_id)
         for role, text in texts:
@@ -47,7 +47,7 @@ class LogRepository:
 
 
 def _of_comparison(comparison_id: int) -> Select[LogChunkRow]:
-    """Its chunks, each with its attempt."""
+    """A query for the chunks of a comparison, each with its attempt."""
     attempts = select(AttemptRow.id).where(AttemptRow.comparison_id == comparison_id)
     query = select(LogChunkRow).where(LogChunkRow.attempt_id.in_(attempts))
     return query.options(joinedload(LogChunkRow.attempt, innerjoin=True))

@@ -1,4 +1,4 @@
-"""Alembic from code: bring a database to the newest schema, or ask where it stands."""
+"""Migrations by Alembic: bring a database to the newest revision, or read its revision."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def _config() -> Config:
 
 
 def migrate(database: Database, revision: str = "head") -> None:
-    """Upgrades to `revision` in one transaction. Two at once are harmless: the second waits and finds it done."""
+    """Upgrades to `revision` in one transaction. A second process that does so waits, then changes nothing."""
     config = _config()
     with database.engine.begin() as connection:
         if not database.is_sqlite:

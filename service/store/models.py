@@ -13,7 +13,7 @@ from service.store.types import BigId, CleanText, ExactFloat, Json, UtcDateTime
 
 
 class Status(StrEnum):
-    """Where a comparison is on its way. What came out of it is its verdict."""
+    """How far a comparison has come. Its outcome is the verdict."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -21,7 +21,7 @@ class Status(StrEnum):
 
 
 class AttemptState(StrEnum):
-    """What became of an attempt. Only a `running` one holds the lease, and only its token may write."""
+    """The state of an attempt. Only a `running` one holds the lease, and only its token may write."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -30,6 +30,8 @@ class AttemptState(StrEnum):
 
 
 class Base(DeclarativeBase):
+    """The base of all tables. Constraints and indexes get their names by a fixed rule, which migrations rely on."""
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",
@@ -41,7 +43,7 @@ class Base(DeclarativeBase):
 
 
 class ComparisonRow(Base):
-    """A submitted comparison. While it is `running`, one attempt of it is too, and that one holds its lease."""
+    """A submitted comparison. While it is `running`, exactly one of its attempts is, which holds the lease."""
 
     __tablename__ = "comparisons"
     __table_args__ = (
@@ -70,12 +72,13 @@ class ComparisonRow(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_hash: Mapped[str | None] = mapped_column(String(64))
     rerun_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparisons.id"), index=True)
-    # Read by 0.1.0 alone, which may still run while this version is rolled out. To be dropped with the next one.
+    # Not used. Version 0.1.0 reads it and may still run during an upgrade to this version; the next one drops it.
     rings: Mapped[int] = mapped_column(default=1)
     ring_after: Mapped[datetime] = mapped_column(UtcDateTime)
-    # Bells that were rung earlier are heard earlier: a comparison that has to wait is not claimed before this.
+    # From this time on the sweeper sends another notification, unless a worker has claimed the comparison.
+    # No worker claims the comparison before `not_before`, whenever it gets a notification.
     not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    # So many hosts were there and not free when it was last looked at: younger comparisons are given none before it.
+    # How many hosts it waits for. Younger comparisons get no hosts before it.
     hosts_wanted: Mapped[int | None]
 
     attempts: Mapped[list["AttemptRow"]] = relationship(back_populates="comparison", order_by="AttemptRow.number")
@@ -103,12 +106,12 @@ class ComparisonRow(Base):
 
 
 class AttemptRow(Base):
-    """One try at a comparison. The token is the fence: a write with one that no longer runs changes no row."""
+    """One try at a comparison. The token is a fencing token: a write by an attempt that has ended changes no row."""
 
     __tablename__ = "attempts"
     __table_args__ = (
         UniqueConstraint("comparison_id", "number"),
-        # Whatever goes wrong in the code above, two attempts never hold one comparison.
+        # Even with a defect in the code, two attempts never hold one comparison.
         Index(
             "uq_attempts_running",
             "comparison_id",
@@ -175,9 +178,9 @@ class ArmRow(Base):
     start: Mapped[dict[str, Any] | None] = mapped_column(Json)
     end: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    # `<public id>/<attempt number>`, which may be forgotten before this arm is.
+    # `<public id>/<attempt number>`. No foreign key: that attempt may be pruned before this arm.
     reused_from: Mapped[str | None] = mapped_column(String(50))
-    # One list over the steps per metric. The per-sample norms are apart: they are many, and pages do without.
+    # One list over the steps per metric. Per-sample norms are apart, because they are long and no page shows them.
     series: Mapped[dict[str, list[Any]] | None] = mapped_column(Json, deferred=True)
     grad_norms: Mapped[list[Any] | None] = mapped_column(Json, deferred=True)
 
@@ -187,6 +190,8 @@ def _subject() -> Mapped[str]:
 
 
 class GateRow(Base):
+    """A gate of an attempt; the columns are those of `service.contract.Gate`."""
+
     __tablename__ = "gates"
     __table_args__ = (UniqueConstraint("attempt_id", "position"),)
 
@@ -204,6 +209,8 @@ class GateRow(Base):
 
 
 class FindingRow(Base):
+    """A finding of an attempt; the columns are those of `service.contract.Finding`."""
+
     __tablename__ = "findings"
     __table_args__ = (UniqueConstraint("attempt_id", "position"),)
 
@@ -219,7 +226,7 @@ class FindingRow(Base):
 
 
 class ArtifactRow(Base):
-    """A file kept outside the database. `uri` is relative to the artifact folder, so the folder can move."""
+    """A file outside the database. `uri` is relative to the artifact folder, so that the folder can be moved."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("attempt_id", "name"),)
@@ -235,7 +242,7 @@ class ArtifactRow(Base):
 
 
 class LogChunkRow(Base):
-    """A piece of an attempt's log. `position` counts the characters before it: a gap is what was dropped."""
+    """A piece of an attempt's log. `position` counts the characters before it; a gap is text that was dropped."""
 
     __tablename__ = "log_chunks"
     __table_args__ = (Index("ix_log_chunks_attempt_id_position", "attempt_id", "position"),)
@@ -250,7 +257,7 @@ class LogChunkRow(Base):
 
 
 class TokenRow(Base):
-    """A token that was handed out. Of its secret only the hash is kept; `public_id` is no secret."""
+    """A token. Only the hash of its secret is stored; `public_id` is no secret."""
 
     __tablename__ = "tokens"
 
@@ -266,7 +273,7 @@ class TokenRow(Base):
 
 
 class WebSessionRow(Base):
-    """Somebody who logged in to the dashboard, for as long as the token they did it with is good."""
+    """A login to the dashboard. It is valid no longer than the token with which it was begun."""
 
     __tablename__ = "web_sessions"
     __table_args__ = (Index("ix_web_sessions_expires_at", "expires_at"),)

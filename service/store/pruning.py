@@ -1,4 +1,4 @@
-"""Forgetting what is old. What is queued or running is never old."""
+"""Deletion of what finished long ago. Queued and running comparisons are never deleted."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from service.store.models import ArtifactRow, AttemptRow, ComparisonRow, LogChun
 
 @dataclass(frozen=True)
 class Old:
-    """What there is to be forgotten."""
+    """How many rows of each kind can be deleted."""
 
     comparisons: int
     artifacts: int
@@ -27,7 +27,7 @@ class PruneRepository:
 
     def __init__(self, session: Session, before: datetime) -> None:
         self._session = session
-        # A check goes as a whole: as long as it is young it keeps its comparisons.
+        # A check keeps its comparisons until it is old itself.
         self._checks = (CheckRow.status == Status.FINISHED.value, CheckRow.finished_at < before)
         young = or_(CheckRow.status != Status.FINISHED.value, CheckRow.finished_at >= before)
         kept = select(CheckEntryRow.comparison_id).join(CheckRow, CheckRow.id == CheckEntryRow.check_id).where(young)
@@ -41,13 +41,13 @@ class PruneRepository:
         self._deliveries = (
             DeliveryRow.state == DeliveryState.DONE.value,
             DeliveryRow.handled_at < before,
-            # The newest of a branch and of a pull request say what was seen of it: without them it were news again.
+            # The newest of each branch and pull request stays: without it, the same commit would count as new.
             DeliveryRow.id.not_in(_newest(DeliveryRow.repository, DeliveryRow.source, DeliveryRow.branch)),
             DeliveryRow.id.not_in(_newest(DeliveryRow.repository, DeliveryRow.pull)),
         )
 
     def count(self) -> Old:
-        """How much there is."""
+        """How much can be deleted."""
         found = [
             self._session.scalar(query) or 0
             for query in (
@@ -61,34 +61,36 @@ class PruneRepository:
         return Old(*found)
 
     def artifacts(self, limit: int) -> list[tuple[int, str]]:
-        """Ids and URIs of some old artifacts."""
+        """Ids and URIs of at most `limit` old artifacts."""
         query = select(ArtifactRow.id, ArtifactRow.uri).where(ArtifactRow.attempt_id.in_(self._attempts))
         return [(row.id, row.uri) for row in self._session.execute(query.order_by(ArtifactRow.id).limit(limit))]
 
     def forget_artifacts(self, ids: list[int]) -> None:
+        """Deletes these rows; the files must be deleted before."""
+        """Deletes these rows; the files must be deleted before."""
         self._session.execute(delete(ArtifactRow).where(ArtifactRow.id.in_(ids)))
 
     def forget_logs(self, limit: int) -> int:
-        """Forgets some of the old logs; how many pieces."""
+        """Deletes at most `limit` pieces of old logs. Returns how many."""
         some = select(LogChunkRow.id).where(LogChunkRow.attempt_id.in_(self._attempts)).limit(limit)
         ids = list(self._session.scalars(some))
         self._session.execute(delete(LogChunkRow).where(LogChunkRow.id.in_(ids)))
         return len(ids)
 
     def forget_checks(self, limit: int) -> int:
-        """Forgets some of the old checks with their entries and reports, not their comparisons; how many."""
+        """Deletes at most `limit` old checks with their entries and reports. Returns how many."""
         ids = list(self._session.scalars(select(CheckRow.id).where(*self._checks).limit(limit)))
         self._session.execute(delete(CheckRow).where(CheckRow.id.in_(ids)))
         return len(ids)
 
     def forget_deliveries(self, limit: int) -> int:
-        """Forgets some of the old deliveries that were handled; how many."""
+        """Deletes at most `limit` old deliveries that were handled. Returns how many."""
         ids = list(self._session.scalars(select(DeliveryRow.id).where(*self._deliveries).limit(limit)))
         self._session.execute(delete(DeliveryRow).where(DeliveryRow.id.in_(ids)))
         return len(ids)
 
     def forget_comparisons(self, limit: int) -> int:
-        """Forgets some of the old comparisons with all that belongs to them but the files; how many."""
+        """Deletes at most `limit` old comparisons with everything but their files. Returns how many."""
         ids = list(self._session.scalars(select(ComparisonRow.id).where(*self._old).limit(limit)))
         rerun = update(ComparisonRow).where(ComparisonRow.rerun_of_id.in_(ids)).values(rerun_of_id=None)
         self._session.execute(rerun)
@@ -97,6 +99,6 @@ class PruneRepository:
 
 
 def _newest(*of: InstrumentedAttribute[Any]) -> Select[int]:
-    """Ids of the newest delivery of each of what the columns name, with a commit and of any kind."""
+    """A query for the id of the newest delivery of each group by these columns, with and without a commit."""
     of_commits = DeliveryRow.sha.is_not(None)
     return select(func.max(DeliveryRow.id)).group_by(*of, of_commits)

@@ -1,6 +1,6 @@
-"""Reports: an outbox of what is to be told, sent by whoever claims it first, delayed but never lost."""
+"""The outbox of reports: each is claimed by one sender at a time, and stays until it was delivered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from service.store.check_models import ReportKind, ReportRow
 
 @dataclass(frozen=True)
 class Report:
-    """The right to send one report. `sent` is the digest of what the other side has already."""
+    """The right to send one report. `sent` is the digest of the content that was delivered last."""
 
     id: int
     kind: ReportKind
@@ -30,12 +30,13 @@ class ReportRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def want(
+    def enqueue(
         self, key: str, kind: ReportKind, now: datetime, *, check_id: int | None = None, document: Any = None
     ) -> None:
-        """There is something new to tell under this key. It is sent at once, or when an earlier failure allows.
+        """Makes the report of this key due: at once, or after a failed try at the time that was set then.
 
-        Raises sqlalchemy.exc.IntegrityError when another transaction began telling it meanwhile.
+        Raises:
+            sqlalchemy.exc.IntegrityError: another transaction added a report with this key meanwhile.
         """
         row = self._session.scalar(select(ReportRow).where(ReportRow.key == key).with_for_update())
         if row is None:
@@ -49,7 +50,7 @@ class ReportRepository:
         self._session.flush()
 
     def claim(self, now: datetime, lease: timedelta, limit: int = 20) -> list[Report]:
-        """Reports that are due, the longest due first. Nobody else gets them before the lease is over."""
+        """At most `limit` due reports, the longest due first. No other call gets them before the lease is over."""
         due = (
             select(ReportRow)
             .where(ReportRow.due_at <= now)
@@ -63,33 +64,26 @@ class ReportRepository:
         self._session.flush()
         return [
             Report(
-                id=row.id,
-                kind=ReportKind(row.kind),
-                check_id=row.check_id,
-                document=row.document,
-                version=row.version,
-                attempts=row.attempts,
-                external_id=row.external_id,
-                sent=row.sent,
+                **{column.name: getattr(row, column.name) for column in fields(Report)} | {"kind": ReportKind(row.kind)}
             )
             for row in rows
         ]
 
     def sent(self, report: Report, external_id: str | None, digest: str, now: datetime) -> None:
-        """It was told. If there is something newer by now, that is due at once."""
+        """Stores that the report was delivered. If its content has changed meanwhile, it is due again at once."""
         row = self._locked(report.id)
         row.external_id, row.sent, row.sent_at, row.attempts, row.error = external_id, digest, now, 0, None
         row.due_at = None if row.version == report.version else now
         self._session.flush()
 
     def delay(self, report: Report, until: datetime | None, error: str) -> None:
-        """It could not be told. Without an `until` it is not tried again before there is something new to tell."""
+        """Stores that a try failed, and when the next one is due; None: not before the content changes."""
         row = self._locked(report.id)
         row.due_at, row.error, row.attempts = until, error, report.attempts + 1
         self._session.flush()
 
     def postpone(self, kinds: tuple[ReportKind, ...], until: datetime) -> None:
-        """Nothing of these kinds before then: the other side said how long to wait."""
+        """Delays every report of these kinds until then, because the other side asked for a pause."""
         self._session.execute(
             update(ReportRow)
             .where(ReportRow.kind.in_([kind.value for kind in kinds]), ReportRow.due_at < until)

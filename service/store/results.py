@@ -1,4 +1,4 @@
-"""What a finished attempt leaves behind, and how it is laid out in rows."""
+"""The result of a finished attempt, and the rows that store it."""
 
 import json
 import math
@@ -13,14 +13,14 @@ from service.contract import ArmError, ArmRecord, Finding, Gate, StepRecord, Ver
 from service.redact import redact
 from service.store.models import ArmRow, ArtifactRow, AttemptRow, FindingRow, GateRow
 
-# Numbers of a step only: sketches stay in the record's file, and per-sample norms have a column of their own.
+# Not in the series: sketches, which stay in the record's file, and per-sample norms, which have their own column.
 NO_SERIES = ("event", "grad_norms", "clip_factors", "parameters")
 METRICS = tuple(name for name in StepRecord.model_fields if name not in NO_SERIES)
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What an arm recorded, why it ended early if it did, and which attempt ran it if it was not this one."""
+    """The record of an arm, its error if it failed, and the attempt that ran it if that was another one."""
 
     record: ArmRecord
     error: ArmError | None = None
@@ -56,7 +56,7 @@ def one_line(error: object, limit: int = 500) -> str:
 
 
 def as_json(document: BaseModel) -> dict[str, Any]:
-    """The document as JSON values; NaN and infinity are strings, as JSON has neither."""
+    """The document as JSON values. NaN and infinity, which JSON does not have, are strings."""
     values: dict[str, Any] = json.loads(document.model_dump_json())
     return values
 

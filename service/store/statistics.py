@@ -1,4 +1,4 @@
-"""Numbers about everything in the database, for whoever watches the service."""
+"""Counts over the whole database, for the metrics."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from service.store.models import AttemptRow, AttemptState, ComparisonRow, Status
 
 RECENT = timedelta(days=1)
-# Newest first; a service that does more in a day shows the end of it.
+# Most comparisons of the last day that are counted, the newest first.
 MOST_RECENT = 5_000
 
 Counts = dict[tuple[str, ...], float]
@@ -31,7 +31,7 @@ class Statistics:
 
 
 def statistics(session: Session, now: datetime) -> Statistics:
-    """All of it, in one read transaction."""
+    """The counts as of one read transaction."""
     oldest = session.scalar(
         select(func.min(ComparisonRow.created_at)).where(ComparisonRow.status == Status.QUEUED.value)
     )

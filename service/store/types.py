@@ -1,4 +1,4 @@
-"""Column types that mean the same on SQLite and PostgreSQL."""
+"""Column types that behave the same on SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +31,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class ExactFloat(TypeDecorator[float]):
-    """A float with every bit kept, as text: SQLite turns NaN into NULL, and NaN is not "nothing"."""
+    """A float with every bit kept, as text, because SQLite turns NaN into NULL."""
 
     impl = String(32)
     cache_ok = True

@@ -1,4 +1,4 @@
-"""How the service is seen from outside: logs with the ids of what they are about, metrics, and traces by a setting."""
+"""Telemetry: logs with the ids of the comparison and attempt that they are about, metrics, and optional traces."""
 
 from service.telemetry.logs import bound, configure_logging
 from service.telemetry.metrics import metrics_text

@@ -1,6 +1,6 @@
-"""Logs: lines for people, or JSON by a setting; each with the comparison and attempt that its thread is busy with.
+"""Logs: lines of text, or JSON by a setting, each with the comparison and attempt that its thread works on.
 
-The standard library's: uvicorn, Celery and SQLAlchemy log through it, so that one formatter holds for all of them.
+This configures the standard library's logging, through which uvicorn, Celery and SQLAlchemy log too.
 """
 
 import json
@@ -18,7 +18,7 @@ _context: ContextVar[dict[str, str | int]] = ContextVar("log context", default={
 
 @contextmanager
 def bound(**ids: str | int) -> Iterator[None]:
-    """What is logged inside carries these ids, besides those that were bound around it."""
+    """A context in which every log record carries these ids, besides those of the contexts around it."""
     before = _context.set(_context.get() | ids)
     try:
         yield
@@ -27,7 +27,7 @@ def bound(**ids: str | int) -> Iterator[None]:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Makes every logger of the process write to standard error as the settings say."""
+    """Makes every logger of the process write to standard error, in the format and at the level of the settings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     handler.addFilter(_with_context)
@@ -40,7 +40,7 @@ def _with_context(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """`INFO: cmp_1 took back 1 attempts [comparison=cmp_1 attempt=2]`."""
+    """`INFO: reclaimed 1 attempts [comparison=cmp_1 attempt=2]`."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s: %(message)s")
@@ -51,7 +51,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message, the ids, and the traceback of an exception."""
+    """One JSON object a line: time, level, logger, message, the ids, and the traceback of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. They are what the database says when they are asked for, so all API processes agree."""
+"""Metrics for Prometheus. They are read from the database at each request, so that all API processes agree."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from service.store import Statistics
 
 
 def metrics_text(statistics: Statistics) -> bytes:
-    """The text that Prometheus reads."""
+    """The metrics in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Collector(statistics))
     return generate_latest(registry)
@@ -29,9 +29,12 @@ class _Collector:
         yield _labelled("clipwatch_attempts", "Attempts; expired: lost leases", ("state",), found.attempts)
         yield _labelled("clipwatch_worker_running", "Attempts that a worker runs", ("worker",), found.running)
         recent = ("suite", "mode", "verdict")
-        yield _labelled("clipwatch_recent_verdicts", "Finished in the last day", recent, found.recent)
+        yield _labelled("clipwatch_recent_verdicts", "Comparisons that finished in the last day", recent, found.recent)
         yield _labelled(
-            "clipwatch_recent_seconds_sum", "Seconds from start to end, of those of the last day", recent, found.seconds
+            "clipwatch_recent_seconds_sum",
+            "Seconds from start to end of the comparisons that finished in the last day",
+            recent,
+            found.seconds,
         )
 
 

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, where `CLIPWATCH_OTLP_ENDPOINT` says where to send them. Without it spans cost nothing."""
+"""Traces by OpenTelemetry, sent to `CLIPWATCH_OTLP_ENDPOINT`. Without that setting spans do nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from service.settings import Settings
 
 
 def start_tracing(settings: Settings, process: str) -> None:
-    """Sends the spans of this process to the endpoint of the settings, if there is one.
+    """Sends the spans of this process to the endpoint of the settings, if it is set.
 
     Raises:
-        RuntimeError: there is one, and clipwatch[otlp] is not installed.
+        RuntimeError: it is set and clipwatch[otlp] is not installed.
     """
     if not settings.otlp_endpoint:
         return
     try:
-        # Late: an optional extra.
+        # Imported here because it is an optional extra.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -33,14 +33,14 @@ def start_tracing(settings: Settings, process: str) -> None:
 
 @contextmanager
 def span(name: str, **attributes: str | int) -> Iterator[None]:
-    """A span around what is done inside."""
+    """A context whose duration is recorded as a span."""
     named = {f"clipwatch.{key}": value for key, value in attributes.items()}
     with trace.get_tracer("clipwatch").start_as_current_span(name, attributes=named):
         yield
 
 
 class Traced:
-    """Middleware that makes a span of every request, named by its route, not its path, which has ids."""
+    """Middleware that records a span of every request. Its name is the route; the path has ids in it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -51,7 +51,7 @@ class Traced:
             return
         with trace.get_tracer("clipwatch").start_as_current_span(scope["method"]) as current:
 
-            async def noted(message: Message) -> None:
+            async def record(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     route = getattr(scope.get("route"), "path", None)
                     if route:
@@ -59,4 +59,4 @@ class Traced:
                     current.set_attribute("http.response.status_code", message["status"])
                 await send(message)
 
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, record)

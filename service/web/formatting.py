@@ -1,4 +1,4 @@
-"""How numbers, instants, arms and workloads read on a page."""
+"""The texts for numbers, times, arms, workloads, gates and plots on a page."""
 
 import math
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from service.contract import Finding, Workload
 
-# Colour is never the only sign.
+# A sign for each verdict and status, because colour alone is not accessible to everyone.
 GLYPHS = {
     "passed": "✓",
     "failed": "✕",
@@ -30,7 +30,7 @@ MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
 
 def number(value: float | str | None) -> str:
-    """Four significant digits at most; NaN and infinity also as JSON spells them; a dash for nothing."""
+    """At most four significant digits. NaN and infinity may be strings, as in JSON. A dash for None."""
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -43,7 +43,7 @@ def number(value: float | str | None) -> str:
 
 
 def count(value: int | None) -> str:
-    """A whole number with its thousands apart."""
+    """A whole number with thin spaces between its thousands."""
     return "–" if value is None else f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
@@ -78,7 +78,7 @@ def instant(then: datetime) -> str:
 
 
 def arm_text(arm: dict[str, Any], start: dict[str, Any] | None = None) -> str:
-    """Mode and world size: the one that ran, else the one asked for, else none is said."""
+    """Mode and world size of an arm: the world size that ran, else the submitted one, else only the mode."""
     world_size = (start or {}).get("world_size") or arm.get("world_size")
     return f"{arm.get('mode')} × {world_size}" if world_size else str(arm.get("mode"))
 
@@ -90,7 +90,7 @@ def location_text(finding: Finding) -> str:
 
 
 def workload_text(document: dict[str, Any]) -> str:
-    """The workload of a comparison document in a line; nothing if this version cannot read it."""
+    """The workload of a comparison document in one line; empty if this version cannot read it."""
     try:
         workload = Workload.model_validate(document.get("workload"))
     except ValidationError:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from service.contract import Comparison, Mode, plain
+from service.commands.errors import exit_status
+from service.contract import ROLES, Comparison, Mode, plain
 from worker.commands.console import ProgressObserver, print_arms, print_judgement, stderr_console
-from worker.commands.interrupts import ERROR, EXIT, fresh_folder, interruptible
+from worker.commands.interrupts import fresh_folder, interruptible
 from worker.commands.run_output import arm_document, run_options
-from worker.commands.source_options import ROLES, source_options, with_source
+from worker.commands.source_options import source_options, with_source
 from worker.commands.workload_options import (
     arm_from,
     arm_options,
@@ -61,7 +62,7 @@ def compare(**options: Any) -> None:
         click.echo(json.dumps(document))
     else:
         _print_outcome(outcome, folder)
-    sys.exit(EXIT.get(outcome.verdict, ERROR))
+    sys.exit(exit_status(outcome.verdict))
 
 
 def _compare(comparison: Comparison, folder: Path, stop: threading.Event) -> "Outcome":

@@ -1,4 +1,4 @@
-"""What every command that runs arms needs: a folder, an end when it is interrupted, and the exit status."""
+"""What every command that runs arms needs: a folder, and an end when it is interrupted."""
 
 import sys
 import threading
@@ -9,11 +9,8 @@ from typing import TypeVar
 
 import click
 
+from service.commands.errors import INTERRUPTED
 from service.commands.signals import stop_event
-from service.contract import Verdict
-
-EXIT = {Verdict.PASSED: 0, Verdict.FAILED: 1}
-ERROR, INTERRUPTED = 3, 130
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ from worker.commands.workload_options import Command, choice
 PREFIXES = ("version:", "commit:", "path:")
 # PEP 440 with at least one dot: `1234567` is a commit.
 VERSION = re.compile(r"v?(\d+(\.\d+)+((a|b|rc|\.post|\.dev)\d+)*)")
-ROLES = ("reference", "candidate")
 FIELDS: list[tuple[str, Any, str]] = [
     ("opacus", str, "A folder that holds opacus/, a version, or a branch, tag or commit.  [default: installed]"),
     ("provider", choice(Provider), "Whose flash modes; auto: that Opacus' own, else Clipwatch's.  [default: auto]"),

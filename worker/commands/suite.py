@@ -15,11 +15,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from service.contract import Device, Suite, Verdict, plain
+from service.commands.errors import exit_status
+from service.contract import ROLES, Device, Suite, Verdict, plain
 from service.suites import SuiteError, built_in, load
 from worker.commands.console import stderr_console
-from worker.commands.interrupts import ERROR, EXIT, fresh_folder, interruptible
-from worker.commands.source_options import ROLES, source_options, with_source
+from worker.commands.interrupts import fresh_folder, interruptible
+from worker.commands.source_options import source_options, with_source
 from worker.commands.workload_options import choice
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run(
         click.echo(json.dumps(document))
     else:
         _print(loaded, results, folder)
-    sys.exit(EXIT.get(verdict_of(results), ERROR))
+    sys.exit(exit_status(verdict_of(results)))
 
 
 def suite_from(name: str) -> Suite:

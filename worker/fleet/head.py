@@ -143,7 +143,7 @@ class AttemptNodeTasks:
             self._looked = moment
             try:
                 with self._database.read() as session:
-                    sights = AgentRepository(session).sights(list(self._queues))
+                    sights = AgentRepository(session).statuses(list(self._queues))
             except Exception as error:
                 log.warning("cannot see how the hosts are: %s", error)
             else:

@@ -15,8 +15,6 @@ from worker.runner.comparison import Outcome, run_comparison
 from worker.runner.dedupe import SharedArms
 from worker.runner.judging import judge_here
 
-ARMS = ("reference", "candidate")
-
 
 @dataclass(frozen=True)
 class Result:
@@ -107,7 +105,7 @@ def folder_name(number: int, comparison: Comparison) -> str:
 def with_arms(suite: Suite, change: Callable[[str, Arm], Arm]) -> Suite:
     """The suite with every arm as `change` makes it from its role and what it was."""
     changed = tuple(
-        comparison.model_copy(update={role: change(role, getattr(comparison, role)) for role in ARMS})
+        comparison.model_copy(update={role: change(role, arm) for role, arm in comparison.arms.items()})
         for comparison in suite.comparisons
     )
     return suite.model_copy(update={"comparisons": changed})

@@ -1,11 +1,11 @@
-// What is live: lists refresh themselves, a running comparison shows its progress and log, a finished one its verdict.
+// The live parts: lists refresh themselves; a running comparison shows its progress and log, then its verdict.
 "use strict";
 
 const SECOND = 1000;
 
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * SECOND));
 
-// A session that is over: the page itself leads to the login.
+// After the end of the session, loading the page again redirects to the login.
 function leaveIfLoggedOut(response) {
   if (response.status === 401 || new URL(response.url).pathname === "/login") location.reload();
 }
@@ -22,7 +22,7 @@ function showEndOfLog() {
   if (log) log.scrollTop = log.scrollHeight;
 }
 
-// The server renders; this only swaps in the part of its newest answer with the same id.
+// The server renders the page; this replaces the element with this id by the one in a newly loaded page.
 async function refresh(id) {
   const response = await fetch(location.href, { headers: { Accept: "text/html" } });
   leaveIfLoggedOut(response);
@@ -39,12 +39,12 @@ function showProgress(comparison) {
   const phase = document.getElementById("phase");
   if (phase && attempt.phase) phase.textContent = attempt.phase;
   for (const arm of attempt.arms) {
-    const line = document.querySelector(`[data-progress="${arm.role}"]`);
-    if (!line) continue;
-    const bar = line.querySelector("progress");
+    const progress = document.querySelector(`[data-progress="${arm.role}"]`);
+    if (!progress) continue;
+    const bar = progress.querySelector("progress");
     bar.max = arm.num_steps ?? 1;
     bar.value = arm.step;
-    line.querySelector("span").textContent = `${arm.step} of ${arm.num_steps ?? "?"} steps`;
+    progress.querySelector("span").textContent = `${arm.step} of ${arm.num_steps ?? "?"} steps`;
   }
 }
 
@@ -93,7 +93,7 @@ async function followList() {
   }
 }
 
-// A server that is restarted is met again, not given up.
+// Tries again after an error, so that the page recovers from a restart of the server.
 async function forever(follow) {
   for (;;) {
     try {

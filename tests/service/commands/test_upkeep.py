@@ -161,7 +161,9 @@ class TestPruneChecks:
         with database.write() as session:
             suite = Suite(name="s", comparisons=(tiny("only"),))
             (row,) = queue_checks(session, settings, self.TARGET, [suite])
-            ReportRepository(session).want(f"commit:{row.public_id}", ReportKind.COMMIT, now(session), check_id=row.id)
+            ReportRepository(session).enqueue(
+                f"commit:{row.public_id}", ReportKind.COMMIT, now(session), check_id=row.id
+            )
             return row.id, row.entries[0].comparison.public_id
 
     def hear(self, database, number: int, branch: str) -> None:

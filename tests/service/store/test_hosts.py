@@ -230,7 +230,7 @@ def test_agents_stop_when_told_to_and_say_how_they_ended(database) -> None:
         assert agents.end(ids[0], hosts["2"], AgentEnd(1, [failure], "the last words"), NOON)
         assert not agents.end(ids[0], hosts["2"], AgentEnd(0), NOON)
     with database.read() as session:
-        first, second = AgentRepository(session).sights(ids)
+        first, second = AgentRepository(session).statuses(ids)
     assert (first.node, first.host, first.state) == (1, "2", AgentState.ENDED)
     assert first.end == AgentEnd(1, [failure], "the last words")
     assert (second.state, second.end.exit_status) == (AgentState.ENDED, None)
@@ -247,7 +247,7 @@ def test_a_second_worker_of_a_name_takes_the_host_over(database) -> None:
         assert not HostRepository(session).heartbeat(before["2"], NOON, LEASE)
         assert HostRepository(session).heartbeat(after["2"], NOON, LEASE)
         assert not AgentRepository(session).heartbeat(agent, before["2"], NOON)
-        (sight,) = AgentRepository(session).sights([agent])
+        (sight,) = AgentRepository(session).statuses([agent])
     assert (sight.state, sight.end.exit_status) == (AgentState.ENDED, None)
 
 

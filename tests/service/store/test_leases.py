@@ -162,7 +162,7 @@ def test_after_max_attempts_lost_the_verdict_is_error_and_says_why(database, que
         assert reclaim(database, *held(database), at, max_attempts=2)
     row = comparison(database, queued)
     assert (row.status, row.verdict, row.finished_at) == (Status.FINISHED, Verdict.ERROR, at)
-    assert row.error == "gave up after 2 lost attempts: the last worker w2 was not heard of for too long"
+    assert row.error == "gave up after 2 lost attempts; the last: worker w2 sent no heartbeat for too long"
 
 
 def test_a_released_attempt_goes_back_and_does_not_count(database, queued) -> None:

@@ -16,7 +16,7 @@ LEASE = timedelta(minutes=1)
 
 def want(database, key="commit:c", kind=ReportKind.COMMIT) -> None:
     with database.write() as session:
-        ReportRepository(session).want(key, kind, now(session))
+        ReportRepository(session).enqueue(key, kind, now(session))
 
 
 def claim(database, ahead=timedelta(0)):

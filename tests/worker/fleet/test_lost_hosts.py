@@ -91,7 +91,7 @@ def test_a_head_that_dies_is_replaced(house: FleetHouse, cables: tuple[str, ...]
         worker.end(signal.SIGKILL)
         house.sweeps_until(lambda: alive([*family, *ranks]) == [], OVER_SECONDS)
         done = passed_again(house, public_id)
-    assert done.attempts[0].error == f"worker host{head}:{worker.process.pid} was not heard of for too long"
+    assert done.attempts[0].error == f"worker host{head}:{worker.process.pid} sent no heartbeat for too long"
     assert house.ranks() == []
     house.start_again(head)
     assert all_are_back(house, public_id)
