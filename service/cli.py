@@ -19,17 +19,17 @@ from service.commands.lifeline import hold_lifeline
 OWN = {
     "up": "Start API, beat and worker; Ctrl-C ends them all.",
     "api": "Serve the REST API and the dashboard.",
-    "beat": "Sweep what expired and waits; plan, settle and report checks.",
-    "migrate": "Bring the database to the tables of this version.",
+    "beat": "Run the sweeper (expired attempts, lost notifications) and the reconciler (checks and their reports).",
+    "migrate": "Migrate the database to the tables of this version.",
     "submit": "Submit a comparison: a JSON document in FILE (- is standard input), or the default one, with fields "
     "set.",
     "watch": "Poll the repository of the rules for pushed branches, where no webhook can reach this service.",
     "token": "Create, list and revoke tokens for the service.",
     "doctor": "Check everything the service needs; exit status 3 if something is wrong.",
-    "hosts": "List the hosts of a fleet: address, GPUs, when last heard of, and the comparison that holds them.",
-    "prune": "Forget what finished long ago. What is queued or running stays, whatever its age.",
-    "backup": "Copy database and artifacts into FOLDER, which must be new. The service may run meanwhile.",
-    "restore": "Bring back what `backup` put into FOLDER. There must be no database yet; the service must not run.",
+    "hosts": "List the hosts of a fleet: address, GPUs, last heartbeat, and the comparison that holds each.",
+    "prune": "Delete what finished long ago. Queued and running comparisons stay, whatever their age.",
+    "backup": "Copy the database and the artifacts into FOLDER, new or empty. The service may run meanwhile.",
+    "restore": "Restore a backup from FOLDER. There must be no database yet, and the service must not run.",
 }
 MODULES = {name: f"service.commands.{name}" for name in OWN} | {"restore": "service.commands.backup"}
 # A base install lacks it, and every command of a worker install needs it.

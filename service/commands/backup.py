@@ -19,7 +19,7 @@ DATABASE, ARTIFACTS = "clipwatch.db", "artifacts"
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def backup(folder: Path) -> None:
-    """Copy the database and the artifacts into FOLDER, which must be new or empty. The service may run meanwhile."""
+    """Copy the database and the artifacts into FOLDER, new or empty. The service may run meanwhile."""
     from service.settings import get_settings
 
     settings = get_settings()

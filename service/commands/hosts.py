@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each host.")
 def hosts(as_json: bool) -> None:
-    """List the hosts of a fleet: address, GPUs, time since the last heartbeat, and the comparison that holds each."""
+    """List the hosts of a fleet: address, GPUs, last heartbeat, and the comparison that holds each."""
     from service.settings import get_settings
     from service.store import Database, HostRepository, now
 

@@ -26,7 +26,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportContext:
     """What a channel composes a report from."""
 
     database: Database
@@ -42,45 +42,45 @@ class Source:
         return row
 
 
-def commit_message(source: Source, report: Report) -> Message:
+def commit_message(context: ReportContext, report: Report) -> Message:
     """A check run, or with a token that may make none, a commit status."""
-    check, github = source.check(report), source.github
+    check, github = context.check(report), context.github
     if not github.is_app:
-        status = texts.status(check, source.settings.public_url)
+        status = texts.status(check, context.settings.public_url)
         return Message(status, lambda: github.put_status(check.repository, check.sha, status))
-    values = texts.check_run(check, source.settings.public_url)
+    values = texts.check_run(check, context.settings.public_url)
     return Message(values, lambda: github.put_check_run(check.repository, check.sha, report.external_id, values))
 
 
-def comment_message(source: Source, report: Report) -> Message:
+def comment_message(context: ReportContext, report: Report) -> Message:
     """The sticky comment of a pull request, about all checks of its newest commit."""
     repository, pull = report.document["repository"], report.document["pull"]
-    with source.database.read() as session:
+    with context.database.read() as session:
         head = DeliveryRepository(session).head(repository, pull)
         checks = CheckRepository(session)
         sha = head.sha if head is not None else checks.head_of_pull(repository, pull)
         assert sha is not None
         found = checks.of_pull(repository, pull, sha)
     waits = head is not None and head.state == DeliveryState.WAITING
-    body = texts.comment(repository, pull, sha, found, waits, source.settings.public_url)
+    body = texts.comment(repository, pull, sha, found, waits, context.settings.public_url)
     marker = texts.marker(repository, pull)
-    return Message(body, lambda: source.github.put_comment(repository, pull, report.external_id, marker, body))
+    return Message(body, lambda: context.github.put_comment(repository, pull, report.external_id, marker, body))
 
 
-def webhook_message(source: Source, report: Report) -> Message:
+def webhook_message(context: ReportContext, report: Report) -> Message:
     """The notice for the subscriber of `notify_url`."""
-    check = source.check(report)
-    document = notice(check, source.settings.public_url)
-    return Message(None, lambda: post_webhook(source.settings, document, f"{check.public_id}-{report.id}"))
+    check = context.check(report)
+    document = notice(check, context.settings.public_url)
+    return Message(None, lambda: post_webhook(context.settings, document, f"{check.public_id}-{report.id}"))
 
 
-def slack_message(source: Source, report: Report) -> Message:
+def slack_message(context: ReportContext, report: Report) -> Message:
     """The notice as a message for `slack_url`."""
-    document = notice(source.check(report), source.settings.public_url)
-    return Message(None, lambda: post_slack(source.settings, document))
+    document = notice(context.check(report), context.settings.public_url)
+    return Message(None, lambda: post_slack(context.settings, document))
 
 
-CHANNELS: dict[ReportKind, Callable[[Source, Report], Message]] = {
+CHANNELS: dict[ReportKind, Callable[[ReportContext, Report], Message]] = {
     ReportKind.COMMIT: commit_message,
     ReportKind.COMMENT: comment_message,
     ReportKind.WEBHOOK: webhook_message,

@@ -6,7 +6,7 @@ import logging
 from datetime import timedelta
 
 from service.github.client import GitHub, Undelivered
-from service.reports.channels import CHANNELS, TO_GITHUB, Message, Source
+from service.reports.channels import CHANNELS, TO_GITHUB, Message, ReportContext
 from service.settings import Settings
 from service.store import Database, Report, ReportRepository, now, one_line
 
@@ -23,7 +23,7 @@ class Reporter:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
-        self._source = Source(database, settings, GitHub(settings))
+        self._context = ReportContext(database, settings, GitHub(settings))
 
     def send_due(self) -> int:
         """Tries every report that is due. Returns how many were sent."""
@@ -37,7 +37,7 @@ class Reporter:
 
     def _send(self, report: Report) -> bool:
         try:
-            message = CHANNELS[report.kind](self._source, report)
+            message = CHANNELS[report.kind](self._context, report)
             digest = _digest(message)
             unchanged = bool(digest) and digest == report.sent
             external_id = report.external_id if unchanged else message.send()
