@@ -26,7 +26,7 @@ def hang_up(database: Database) -> None:
 def test_connections_that_the_server_closed_are_replaced(database, asked, monkeypatch) -> None:
     if asked:
         monkeypatch.setattr(database_module, "IDLE_SECONDS", -1)
-        monkeypatch.setattr(database_module, "_spoken_to", lambda _descriptor: False)
+        monkeypatch.setattr(database_module, "_has_data", lambda _descriptor: False)
     with database.read() as first, database.read() as second:
         assert (first.scalar(select(1)), second.scalar(select(1))) == (1, 1)
     hang_up(database)
