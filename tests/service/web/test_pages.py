@@ -40,7 +40,7 @@ def get(client: TestClient, url: str, status: int = 200) -> str:
 
 def test_an_empty_list_says_what_to_do(client: TestClient) -> None:
     html = get(client, "/")
-    assert "Nothing was submitted yet. Submit the default comparison above, or POST" in text_of(html)
+    assert "No comparison was submitted yet. Submit the default comparison above, or POST" in text_of(html)
     assert 'action="/comparisons"' in html
 
 
