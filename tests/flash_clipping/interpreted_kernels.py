@@ -1,6 +1,7 @@
 """The Triton kernels under TRITON_INTERPRET=1, against float64. Run by test_kernels.py in a process of its own."""
 
 import math
+import os
 import sys
 
 import pytest
@@ -24,7 +25,17 @@ from tests.flash_clipping import norms
 from tests.flash_clipping.model import make_data, make_model, make_private, relative
 
 torch.set_num_threads(1)
-awkward = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# `make test` tries a third of the examples, `make test-all` all of them (test_kernels.py).
+SHARE = int(os.environ.get("KERNEL_EXAMPLES_SHARE", "1"))
+
+
+def examples(most: int) -> settings:
+    return settings(
+        max_examples=-(-most // SHARE), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+
+
+awkward = examples(40)
 batches, tokens = st.integers(0, 3), st.integers(1, 70)
 # Widths that are multiples of 16 are read 16 bytes at a time.
 widths = st.integers(1, 40) | st.sampled_from([16, 32, 48])
@@ -150,7 +161,7 @@ def in_pieces(form, a, g):
 
 @pytest.mark.parametrize("form", [direct, gram])
 @given(data=st.data())
-@settings(awkward, max_examples=15)
+@examples(15)
 def test_linear_in_pieces(form, data):
     """With samples and tokens of very different size, in any layout, the error is below 1e-6 of the norm."""
     batch, length = data.draw(batches.filter(bool)), data.draw(tokens)
@@ -200,7 +211,7 @@ def test_pieces_add_up(size):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=25)
+@examples(25)
 def test_linear_gradients(data):
     batch, length, dtype = data.draw(batches), data.draw(tokens), data.draw(dtypes)
     a = data.draw(norms.tensors(batch, length, data.draw(widths), dtype))
@@ -219,7 +230,7 @@ def test_linear_gradients_in_pieces(monkeypatch):
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 @given(data=st.data())
-@settings(awkward, max_examples=15)
+@examples(15)
 def test_linear_product(data, in_pieces):
     batch, length = data.draw(batches), data.draw(tokens)
     dtype = torch.float32 if in_pieces else data.draw(dtypes)
@@ -238,7 +249,7 @@ def test_product_of_samples_of_very_different_size(monkeypatch):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=25)
+@examples(25)
 def test_scaled_and_weighted_sum(data):
     x = data.draw(norms.tensors(data.draw(batches), data.draw(tokens), data.draw(widths), data.draw(dtypes)))
     factors = torch.rand(len(x))
@@ -246,7 +257,7 @@ def test_scaled_and_weighted_sum(data):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=15)
+@examples(15)
 def test_many_pairs_at_once(data):
     """Pairs of any number of tokens, some of them of one shape."""
     batch, dtype = data.draw(st.integers(1, 3)), data.draw(dtypes)
@@ -262,7 +273,7 @@ def test_many_pairs_at_once(data):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=25)
+@examples(25)
 def test_many_scaled_at_once(data):
     batch, dtype = data.draw(batches), data.draw(dtypes)
     tensors = [data.draw(norms.tensors(batch, data.draw(tokens), data.draw(widths), dtype)) for _ in range(3)]
@@ -272,7 +283,7 @@ def test_many_scaled_at_once(data):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=8)
+@examples(8)
 def test_many_sums_at_once(data):
     batch, terms = data.draw(batches), []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -293,7 +304,7 @@ def test_many_sums_at_once(data):
     ),
     key=st.integers(-(2**63), 2**63 - 1),
 )
-@settings(awkward, max_examples=10)
+@examples(10)
 def test_noise_is_that_of_plain_torch(places, key):
     tensors = [torch.zeros(count) for _, count in places]
     shard_ranges = [[ShardRange(i, first, 0, count)] for i, (first, count) in enumerate(places)]
@@ -326,7 +337,7 @@ def test_column_sums(data):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=15)
+@examples(15)
 def test_layer_norm(data):
     batch, length, width = data.draw(batches), data.draw(tokens), data.draw(st.integers(2, 150))
     x = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
@@ -335,7 +346,7 @@ def test_layer_norm(data):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=10)
+@examples(10)
 def test_rms_norm(data):
     batch, length, width = data.draw(batches), data.draw(st.integers(1, 40)), data.draw(st.integers(1, 150))
     x = data.draw(norms.tensors(batch, length, width, data.draw(dtypes)))
@@ -344,7 +355,7 @@ def test_rms_norm(data):
 
 
 @given(data=st.data())
-@settings(awkward, max_examples=15)
+@examples(15)
 def test_group_norm(data):
     batch, groups, positions = data.draw(batches), data.draw(st.integers(1, 5)), data.draw(st.integers(2, 70))
     channels = groups * data.draw(st.integers(1, 40))

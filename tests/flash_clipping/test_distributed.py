@@ -34,8 +34,9 @@ def test_slices_are_uneven_and_empty():
     assert [len(part) for part in deal(1, 3)] == [1, 0, 0]
 
 
+# Only three ranks have uneven and empty slices. Two ranks run in `make test` on Opacus 1.5.4 (test_opacus_154.py).
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [*(pytest.param(n, marks=pytest.mark.combination) for n in (1, 2)), 3])
 def test_the_same_numbers_at_every_world_size(world, single, tmp_path):
     found, reduced = torchrun(world, tmp_path / "results.pt")
     assert found.keys() == single.keys()

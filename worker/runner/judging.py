@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from service.contract import ArmRecord, Comparison, Judgement
-from worker.judge import draw, judge
 from worker.lifetime import die_with_parent
 from worker.runner.follow import POLL_SECONDS, Stopped
 
@@ -71,6 +70,9 @@ def judge_here(
     comparison: Comparison, records: Mapping[str, ArmRecord], plots: Path | None, stop: threading.Event
 ) -> Drawn:
     """As `judge_apart`, in this thread: what the judge raises is raised, and `stop` is not looked at."""
+    # Late: matplotlib and dp-accounting take seconds to import, and most processes leave judging to the judge's own.
+    from worker.judge import draw, judge  # noqa: PLC0415
+
     judgement = judge(comparison, **records)
     drawn = [] if plots is None else draw(comparison, records["reference"], records["candidate"], plots)
     return judgement, drawn

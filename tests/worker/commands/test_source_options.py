@@ -74,6 +74,7 @@ def clipwatch(*words, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.combination
 def test_compare_finds_a_regression_between_two_sources(tmp_path):
     repository = Repository(tmp_path / "edited")
     commit_changed_opacus(repository, CLIPS_TOO_MUCH)

@@ -17,8 +17,9 @@ from worker.runner.judging import judge_here
 class Counting(ForkLauncher):
     """Counts the arms that it starts, by role. An arm whose role is in `faults` has that fault."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, fork_server: ForkLauncher) -> None:
+        # The same server process, as in `with_fault`.
+        self.__dict__.update(fork_server.__dict__)
         self.started: Counter[str] = Counter()
         self.faults: dict[str, str] = {}
 

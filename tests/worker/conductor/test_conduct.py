@@ -25,7 +25,6 @@ from tests.service.documents import tiny
 from tests.waiting import until
 from worker.conductor.conduct import Conductor
 from worker.launch import LocalLauncher
-from worker.launch.fork.launcher import ForkLauncher
 
 LONG = 400_000  # samples: many minutes of training
 
@@ -46,9 +45,8 @@ def conductor(database, settings) -> Conductor:
 
 
 @pytest.fixture(scope="module")
-def forked():
-    with ForkLauncher() as launcher:
-        yield launcher
+def forked(fork_server):
+    return fork_server
 
 
 @pytest.fixture

@@ -22,9 +22,8 @@ ALL = ["candidate", "reference"]
 
 
 @pytest.fixture(scope="module")
-def launcher():
-    with Counting() as launcher:
-        yield launcher
+def launcher(fork_server):
+    return Counting(fork_server)
 
 
 @pytest.fixture
@@ -189,7 +188,6 @@ class TestKey:
         (tmp_path / "one" / "opacus" / "optimizers").symlink_to(tmp_path)
         assert self.key(artifacts, source=made) is None
 
-    def test_none_where_the_launcher_cannot_say_what_it_runs_on(self, artifacts):
-        with Counting() as launcher:
-            faulty = launcher.with_fault("tests.worker.faulty_training:nan_loss")
-            assert ArmCache(artifacts, faulty, "cmp/1").key(self.SPEC, None) is None
+    def test_none_where_the_launcher_cannot_say_what_it_runs_on(self, artifacts, launcher):
+        faulty = launcher.with_fault("tests.worker.faulty_training:nan_loss")
+        assert ArmCache(artifacts, faulty, "cmp/1").key(self.SPEC, None) is None

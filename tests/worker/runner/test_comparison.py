@@ -1,6 +1,5 @@
 """`run_comparison`, with and without faults in the arms: under torchrun where its doings matter, else forked."""
 
-import os
 import threading
 
 import psutil
@@ -11,7 +10,6 @@ from tests.worker.conductor import conducting
 from tests.worker.launching import FAULTS, FaultyCandidate, launcher_with_fault
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.launch import LocalLauncher
-from worker.launch.fork.launcher import ForkLauncher
 from worker.runner import Stopped, run_comparison
 from worker.runner.comparison import specs_of
 
@@ -19,9 +17,8 @@ FLASH, FLASH_FSDP = cpu_arm(Mode.FLASH), cpu_arm(Mode.FLASH_FSDP, 2)
 
 
 @pytest.fixture(scope="module")
-def forked():
-    with ForkLauncher(os.environ) as launcher:
-        yield launcher
+def forked(fork_server):
+    return fork_server
 
 
 def compared(reference=FLASH, candidate=FLASH_FSDP, checks=None, **changes):

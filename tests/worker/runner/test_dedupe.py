@@ -1,17 +1,13 @@
-import os
-
 import pytest
 
 from service.contract import Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.dedupe import SharedArms
 
 
-@pytest.fixture(scope="module")
-def launcher():
-    with ForkLauncher(os.environ) as launcher:
-        yield launcher
+@pytest.fixture
+def launcher(fork_server):
+    return fork_server
 
 
 def test_an_arm_that_is_asked_for_again_is_not_run_again(launcher, tmp_path):

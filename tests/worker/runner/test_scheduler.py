@@ -19,9 +19,8 @@ TWO_STEPS = tiny(max_steps=2)
 
 
 @pytest.fixture(scope="module")
-def launcher():
-    with Counting() as launcher:
-        yield launcher
+def launcher(fork_server):
+    return Counting(fork_server)
 
 
 @pytest.fixture(autouse=True)
@@ -177,9 +176,9 @@ def test_stop_ends_all_that_run_side_by_side(launcher, tmp_path):
     assert all_free(devices, 2)
 
 
-def test_a_launcher_that_cannot_start_an_arm_gives_its_devices_back(tmp_path):
+def test_a_launcher_that_cannot_start_an_arm_gives_its_devices_back(launcher, tmp_path):
     devices = Devices(slots=2)
     (tmp_path / "file").write_text("")
-    with Counting() as launcher, pytest.raises(NotADirectoryError):
+    with pytest.raises(NotADirectoryError):
         conduct(compared(), tmp_path / "file", launcher, places=devices)
     assert all_free(devices, 2)

@@ -3,7 +3,6 @@
 tests/worker/launch/test_forked.py holds such forks to real torchrun, bit by bit.
 """
 
-import os
 import socket
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 from service.contract import RECORD_FILE, ArmRecord, ArmSpec, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
-from worker.launch.fork.launcher import ForkLauncher
 from worker.runner.follow import RecordReader
 from worker.training.loop import train
 from worker.training.recorder import Progress
@@ -47,9 +45,8 @@ def train_here(tmp_path_factory, world):
 
 
 @pytest.fixture(scope="package")
-def launcher():
-    with ForkLauncher(os.environ) as launcher:
-        yield launcher
+def launcher(fork_server):
+    return fork_server
 
 
 @pytest.fixture(scope="module")
