@@ -30,14 +30,15 @@ class Gain(nn.Module):
 
 
 class Shift(nn.Module):
-    """A layer with a norm sampler of Opacus and no flash norm sampler."""
+    """A layer with a norm sampler of Opacus and no flash norm sampler: its second argument keeps it from being
+    recognised."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x):
-        return x + self.weight
+    def forward(self, x, factor=1.0):
+        return x + factor * self.weight
 
 
 @register_norm_sampler(Shift)

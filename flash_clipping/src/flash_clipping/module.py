@@ -28,9 +28,10 @@ from flash_clipping.layers import (
 from flash_clipping.layout import LayoutCheck
 from flash_clipping.planner import Choice, LinearShape, Planner, SharedInputs, Sharing, is_small
 from flash_clipping.provenance import UnclippedGradientError
+from flash_clipping.recognition import recognised_sampler
 from flash_clipping.reducer import Reducer
 from flash_clipping.replay import Call, Replay
-from flash_clipping.samplers import FLASH_NORM_SAMPLERS
+from flash_clipping.samplers import FLASH_NORM_SAMPLERS, FlashNormSampler
 from flash_clipping.tap import Inputs, Slot, TappedLayer, tap
 
 NAMED = 3  # Parameters that a message names
@@ -305,7 +306,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):  # type: igno
             given, gradient = [t.transpose(0, 1) for t in given], gradient.transpose(0, 1)
         if self.nonfinite == "drop":
             gradient, *given = self._finite(gradient, *given)
-        sampler = FLASH_NORM_SAMPLERS.get(layer_type(module), self._per_sample)
+        sampler = self._flash_sampler(module) or self._per_sample
         found = sampler(module, given, gradient, self.backend)
         held = False
         for name, parameter in layer.parameters().items():
@@ -499,12 +500,18 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):  # type: igno
                 yield child, slot, f"{self._names[child]}.{slot}".removeprefix(".")
 
     def _sampler_name(self, module: nn.Module) -> str:
-        kind = layer_type(module)
-        if kind in FLASH_NORM_SAMPLERS:
+        if self._flash_sampler(module) is not None:
             return "flash"
-        if kind in self.GRAD_SAMPLERS and not self.force_functorch:
+        if layer_type(module) in self.GRAD_SAMPLERS and not self.force_functorch:
             return "grad_sampler"
         return "functorch"
+
+    def _flash_sampler(self, module: nn.Module) -> FlashNormSampler | None:
+        """The sampler of the layer's class, or that of what the layer computes if Opacus has none for its class."""
+        kind = layer_type(module)
+        if kind in FLASH_NORM_SAMPLERS or kind in self.GRAD_SAMPLERS or self.force_functorch:
+            return FLASH_NORM_SAMPLERS.get(kind)
+        return recognised_sampler(module)
 
     def __getattr__(self, item: str) -> Any:
         try:

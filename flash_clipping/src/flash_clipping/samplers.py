@@ -58,11 +58,11 @@ def linear(
 ) -> Contributions:
     """Weight and bias of a Linear; activations (B, ..., d_in), backprops (B, ..., d_out)."""
     found: Contributions = {}
-    g = _tokens(backprops, 1)
+    g = tokens(backprops, 1)
     if layer.weight.requires_grad:
         # Under autocast the layer multiplied in its output's dtype.
-        found[layer.weight] = Factors(_tokens(activations[0], 1).to(g.dtype), g)
-    return found | _bias(layer.bias, g)
+        found[layer.weight] = Factors(tokens(activations[0], 1).to(g.dtype), g)
+    return found | bias_sums(layer.bias, g)
 
 
 @register_flash_norm_sampler(nn.Embedding)
@@ -78,7 +78,7 @@ def embedding(
     if layer.scale_grad_by_freq or layer.sparse:
         raise NotImplementedError("nn.Embedding with scale_grad_by_freq or sparse gradients cannot be made private")
     ids = activations[0].reshape(len(activations[0]), activations[0].shape[1:].numel())
-    return {layer.weight: EmbeddingGrad(ids, _tokens(backprops, 1), layer.num_embeddings, layer.padding_idx)}
+    return {layer.weight: EmbeddingGrad(ids, tokens(backprops, 1), layer.num_embeddings, layer.padding_idx)}
 
 
 @register_flash_norm_sampler(nn.LayerNorm)
@@ -87,12 +87,12 @@ def layer_norm(
 ) -> Contributions:
     """Weight and bias of a LayerNorm; activations and backprops (B, ..., *normalized_shape)."""
     shape = tuple(layer.normalized_shape)
-    g = _tokens(backprops, len(shape))
+    g = tokens(backprops, len(shape))
     if not layer.weight.requires_grad:
-        return _bias(layer.bias, g)
-    x = _tokens(activations[0], len(shape))
+        return bias_sums(layer.bias, g)
+    x = tokens(activations[0], len(shape))
     if is_small(g):
-        return {layer.weight: DeferredSum(TokenSum(g, x, layer.eps), layer.weight.shape)} | _bias(layer.bias, g)
+        return {layer.weight: DeferredSum(TokenSum(g, x, layer.eps), layer.weight.shape)} | bias_sums(layer.bias, g)
     weight, bias = backend.layer_norm_gradients(x, g, layer.eps)
     found: Contributions = {layer.weight: PerSample(weight.reshape(-1, *shape))}
     if layer.bias is not None and layer.bias.requires_grad:
@@ -106,13 +106,10 @@ def rms_norm(
 ) -> Contributions:
     """Weight of an RMSNorm; activations and backprops (B, ..., *normalized_shape)."""
     shape = tuple(layer.normalized_shape)
-    x = _tokens(activations[0], len(shape))
-    g = _tokens(backprops, len(shape))
+    x = tokens(activations[0], len(shape))
+    g = tokens(backprops, len(shape))
     eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
-    if is_small(g):
-        return {layer.weight: DeferredSum(TokenSum(g, x, eps, centred=False), layer.weight.shape)}
-    gradients = backend.rms_norm_gradients(x, g, eps)
-    return {layer.weight: PerSample(gradients.view(-1, *shape))}
+    return {layer.weight: normalised(layer.weight.shape, x, g, eps, backend, centred=False)}
 
 
 @register_flash_norm_sampler(nn.GroupNorm)
@@ -124,7 +121,7 @@ def group_norm(
     x, g = _positions(activations[0]), _positions(backprops)
     if layer.weight.requires_grad:
         found[layer.weight] = PerSample(backend.group_norm_gradients(x, g, layer.num_groups, layer.eps))
-    return found | _bias(layer.bias, g.transpose(1, 2))
+    return found | bias_sums(layer.bias, g.transpose(1, 2))
 
 
 @register_flash_norm_sampler([nn.Conv1d, nn.Conv2d, nn.Conv3d])
@@ -135,10 +132,29 @@ def convolution(
     found: Contributions = {}
     if layer.weight.requires_grad:
         found[layer.weight] = Windows(layer, activations[0].to(backprops.dtype), backprops)
-    return found | _bias(layer.bias, _positions(backprops).transpose(1, 2))
+    return found | bias_sums(layer.bias, _positions(backprops).transpose(1, 2))
 
 
-def _bias(bias: torch.Tensor | None, g: torch.Tensor) -> Contributions:
+def normalised(
+    shape: torch.Size, x: torch.Tensor, g: torch.Tensor, eps: float, backend: Backend, *, centred: bool
+) -> Contribution:
+    """Σ_t g_t ⊙ x̂_t of each sample: the gradients of a normalisation's weight.
+
+    Args:
+        shape: of the weight.
+        x: the layer's input, (B, T, d).
+        g: the gradient of the layer's output, (B, T, d).
+        eps: as of the layer.
+        backend: computes the sums if they are not left for after the backward.
+        centred: whether the layer subtracts the mean.
+    """
+    if is_small(g):
+        return DeferredSum(TokenSum(g, x, eps, centred), shape)
+    sums = backend.layer_norm_gradients(x, g, eps)[0] if centred else backend.rms_norm_gradients(x, g, eps)
+    return PerSample(sums.view(-1, *shape))
+
+
+def bias_sums(bias: torch.Tensor | None, g: torch.Tensor) -> Contributions:
     """Σ_t g_t of each sample for backprops (B, T, d), if the layer has a trainable bias."""
     if bias is None or not bias.requires_grad:
         return {}
@@ -150,7 +166,7 @@ def _positions(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(*tensor.shape[:2], tensor.shape[2:].numel())
 
 
-def _tokens(tensor: torch.Tensor, last: int) -> torch.Tensor:
+def tokens(tensor: torch.Tensor, last: int) -> torch.Tensor:
     """(B, ..., d_1, ..., d_last) as (B, T, d_1·…·d_last)."""
     if tensor.dim() == 3 and last == 1:
         return tensor
