@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from flash_clipping.recognition import recognised_sampler
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.flash_clipping.model import check_gradients, make_private, oracle, relative
 
@@ -124,6 +127,28 @@ def test_known_layers_are_exact(kind, middle, small, monkeypatch):
     criterion(module(x), labels).backward()
     assert relative(module.per_sample_gradient_norms, expected) < 1e-5
     check_gradients({name: p.grad for name, p in model.named_parameters()}, total)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_known_layers_are_exact_when_sharded(kind, mesh):
+    torch.manual_seed(0)
+    model, x, labels = Around(KNOWN[kind]()), torch.randn(5, 3, 6), torch.arange(5) % 4
+    expected, total = oracle(model, x, labels)
+    fully_shard(model.layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    _, module, _, criterion, _ = make_private(model, "flash_fsdp")
+    assert module.samplers()["layer"] == "flash"
+    criterion(module(x), labels).backward()
+    assert relative(module.per_sample_gradient_norms, expected) < 1e-5
+    check_gradients({name: p.grad.full_tensor() for name, p in model.named_parameters()}, total)
 
 
 def test_frozen_parameters_get_no_contribution():
