@@ -10,7 +10,7 @@ import torch
 
 from service.contract import ArmError, ArmSpec, ErrorKind
 from worker.lifetime import die_with_parent
-from worker.training.recorder import Progress, write_error
+from worker.training.recorder import CurrentStep, write_error
 from worker.training.trainer import Unsupported
 from worker.training.world import World
 
@@ -21,22 +21,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="an existing folder for the record")
     arguments = parser.parse_args()
     die_with_parent()
-    rank, progress = int(os.environ["RANK"]), Progress()
+    rank, current = int(os.environ["RANK"]), CurrentStep()
     try:
         # Here and not above: an Opacus that cannot be imported is a failure to be described like any other.
         from worker.training.loop import train  # noqa: PLC0415
 
         spec = ArmSpec.model_validate_json(arguments.spec.read_bytes())
         world = World.join(spec.arm.device, spec.collective_seconds)
-        train(spec, arguments.out, world, progress)
+        train(spec, arguments.out, world, current)
     except Exception as error:
         traceback.print_exc()
-        write_error(arguments.out, rank, _describe(error, rank, progress.step))
+        write_error(arguments.out, rank, _describe(error, rank, current.step))
         return 1
     try:
         world.leave()
     except Exception:
-        # The record is whole; that a peer was gone first is worth a line in the log and nothing more.
+        # The record is complete. That a peer left first is no failure of the arm.
         traceback.print_exc()
     return 0
 
@@ -55,6 +55,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is written. A thread of gloo may still hold tensors: one that lets them go while the interpreter finalizes
-    # aborts the process (https://github.com/pytorch/pytorch/pull/179291), and the arm counts as crashed: seen once.
+    # All files are written. A thread of gloo may still hold tensors. If it frees them while the interpreter finalizes,
+    # it aborts the process (https://github.com/pytorch/pytorch/pull/179291), and the arm counts as crashed; seen once.
     os._exit(status)

@@ -32,7 +32,7 @@ class AdaptiveRule:
 
 
 def clipping_options(workload: Workload) -> dict[str, Any]:
-    """What `make_private` is to be told about clipping beside C."""
+    """The arguments of `make_private` for clipping, but for C."""
     if workload.clipping is Clipping.FLAT:
         return {}
     return {"clipping": "adaptive", **asdict(AdaptiveRule.of(workload))}

@@ -1,4 +1,4 @@
-"""What the model families share: blocks that can be checkpointed, pooling over positions, and a head in float32.
+"""Parts of all model families: blocks that can be checkpointed, a mean over positions, and a head in float32.
 
 Shape suffixes: B samples, T positions, D hidden size.
 """
@@ -23,7 +23,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self.compute, x, key_padding_mask_BT, use_reentrant=False)
+            recomputed: Tensor = checkpoint(self.compute, x, key_padding_mask_BT, use_reentrant=False)
+            return recomputed
         return self.compute(x, key_padding_mask_BT)
 
 
@@ -34,7 +35,8 @@ def logits(head: nn.Linear, x: Tensor) -> Tensor:
     different batch sizes round differently.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return head(x.to(head.weight.dtype))
+        output: Tensor = head(x.to(head.weight.dtype))
+        return output
 
 
 def mean_over_positions(x_BTD: Tensor, key_padding_mask_BT: Tensor | None) -> Tensor:

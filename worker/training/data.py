@@ -1,4 +1,4 @@
-"""The synthetic data set, how global batches are drawn from it, and how one is divided among ranks."""
+"""The synthetic data set, how global batches are drawn from it, and how a batch is divided among ranks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Batch:
         )
 
     def or_idle(self) -> "Batch":
-        """This batch, or in place of none one sample whose targets are all ignored: loss and gradient exactly zero.
+        """This batch, or, if it is empty, one sample whose targets are all ignored: its loss and gradient are zero.
 
         Opacus' samplers reshape with -1 and raise on tensors without samples, and every rank must take part in
         the collectives of a step.
@@ -54,7 +54,7 @@ class Batch:
         )
 
 
-class SyntheticData(Dataset):
+class SyntheticData(Dataset[int]):
     """Random inputs and targets that depend on the workload's seed and sizes alone, in a fixed order."""
 
     def __init__(self, workload: Workload):
@@ -100,10 +100,10 @@ def _padding_mask(N: int, T: int, padding: float, generator: torch.Generator) ->
 
 
 class PoissonBatches(Sampler[list[int]]):
-    """Global batches of an epoch, each sample in each batch by itself with the sampling rate; some may be empty.
+    """Global batches of an epoch: each sample is drawn into each batch independently; some batches may be empty.
 
-    Drawn here and not by Opacus, whose sampler gives every rank batches of its own: the global batch must be the
-    same at every world size.
+    Opacus' own sampler gives every rank batches of its own, but here the global batch must be the same at every world
+    size.
     """
 
     def __init__(self, workload: Workload):
@@ -119,7 +119,7 @@ class PoissonBatches(Sampler[list[int]]):
             yield drawn.nonzero().flatten().tolist()
 
 
-def global_loader(workload: Workload) -> DataLoader:
+def global_loader(workload: Workload) -> DataLoader[int]:
     """Global batches as the workload samples them; iterating again draws the next epoch."""
     data = SyntheticData(workload)
     if workload.sampling is Sampling.POISSON:
@@ -128,7 +128,7 @@ def global_loader(workload: Workload) -> DataLoader:
 
 
 def parts_of(workload: Workload, batch: Batch, rank: int, world_size: int, device: torch.device) -> list[Batch]:
-    """What `rank` computes of a global batch, a part for each virtual step, on `device`."""
+    """The samples of a global batch that `rank` computes, one part for each virtual step, on `device`."""
     shares = [part[rank] for part in deal(workload, len(batch), world_size)]
     parts = [batch.part(share, device) for share in shares]
     return parts if workload.empty_tensors else [part.or_idle() for part in parts]

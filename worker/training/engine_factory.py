@@ -1,4 +1,4 @@
-"""The privacy engine of an arm: its Opacus' own, or Clipwatch's where the arm asks for flash and gets it from there."""
+"""The privacy engine of an arm: that of its Opacus, or that of Flash Clipping for flash modes of Clipwatch."""
 
 import opacus
 from opacus import PrivacyEngine
@@ -23,7 +23,7 @@ def make_engine(arm: Arm) -> PrivacyEngine:
 
 
 def flash_from(arm: Arm) -> Provider | None:
-    """Whose flash mode the arm runs, with `auto` decided; none in other modes."""
+    """Whose flash mode the arm runs, with `auto` resolved; None in other modes."""
     if not arm.mode.flash:
         return None
     if arm.provider is not Provider.AUTO:

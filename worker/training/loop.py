@@ -5,17 +5,18 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from service.contract import ArmSpec, Mode
 from worker.training.data import global_loader, parts_of
 from worker.training.oracle import OracleTrainer
 from worker.training.private import OpacusTrainer
-from worker.training.recorder import Progress, Recorder
+from worker.training.recorder import CurrentStep, Recorder
 from worker.training.trainer import PlainTrainer, Trainer
 from worker.training.world import World
 
 
-def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None:
+def train(spec: ArmSpec, folder: Path, world: World, current: CurrentStep) -> None:
     """Train the arm on this rank and record it into `folder`. Every rank of the world must call it."""
     # fp32 means fp32: no tf32 in any product, whatever the environment's default.
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -29,7 +30,7 @@ def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None
     batches = itertools.chain.from_iterable(itertools.repeat(loader, workload.num_epochs))
     begin = time.perf_counter()
     for step, batch in enumerate(itertools.islice(batches, spec.planned_steps), start=1):
-        progress.step = step
+        current.step = step
         parts = parts_of(workload, batch, world.rank, world.size, world.device)
         world.synchronize()
         start = time.perf_counter()
@@ -43,10 +44,10 @@ def train(spec: ArmSpec, folder: Path, world: World, progress: Progress) -> None
             trainer = _trainer(spec, world, loader)
             trainer.load(checkpoint)
             checkpoint.unlink()
-    recorder.end(progress.step or 0, trainer, time.perf_counter() - begin)
+    recorder.end(current.step or 0, trainer, time.perf_counter() - begin)
 
 
-def _trainer(spec: ArmSpec, world: World, loader: torch.utils.data.DataLoader) -> Trainer:
+def _trainer(spec: ArmSpec, world: World, loader: DataLoader[int]) -> Trainer:
     if spec.arm.mode is Mode.NONE:
         return PlainTrainer(spec, world)
     if spec.arm.mode is Mode.ORACLE:

@@ -23,7 +23,8 @@ class LstmBlock(Block):
     def compute(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
         # Padding is at the end, so no state before it depends on it.
         x_BTD, _ = self.lstm(x_BTD)
-        return self.dropout(x_BTD)
+        dropped: Tensor = self.dropout(x_BTD)
+        return dropped
 
 
 class SmallLstmDP(nn.Module):

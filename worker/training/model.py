@@ -1,5 +1,5 @@
-"""`SmallTransformerDP`, a small pre-norm transformer made of layers that Opacus can clip per sample; the door to all
-families, `build_model`; and the loss.
+"""`SmallTransformerDP`, a small pre-norm transformer of layers that Opacus can clip per sample; `build_model`, which
+builds a model of any family; and the loss.
 
 Shape suffixes: B samples, T positions, D hidden size, H heads, V vocabulary, K classes.
 """
@@ -38,7 +38,7 @@ class DPMultiheadAttentionWithFlashAttention(nn.Module):
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
 
     def forward(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
-        """Attend; `key_padding_mask_BT` is True at positions nobody may attend to."""
+        """Attend; `key_padding_mask_BT` is True at positions that no position may attend to."""
         B, T, D = x_BTD.shape
         q, k, v = (
             projection(x_BTD).view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
@@ -53,10 +53,11 @@ class DPMultiheadAttentionWithFlashAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=self.causal and mask is None,
         )
-        return self.out_proj(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+        out_BTD: Tensor = self.out_proj(attended_BHTd.transpose(1, 2).reshape(B, T, D))
+        return out_BTD
 
     def _attention_mask(self, key_padding_mask_BT: Tensor | None, T: int) -> Tensor | None:
-        """True where attending is allowed; broadcast over heads. None when `is_causal` alone says it."""
+        """True where attending is allowed; broadcast over heads. None where `is_causal` suffices."""
         if key_padding_mask_BT is None:
             return None
         allowed_B11T = ~key_padding_mask_BT[:, None, None, :]
@@ -87,7 +88,8 @@ class TransformerBlock(Block):
 
     def compute(self, x_BTD: Tensor, key_padding_mask_BT: Tensor | None = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), key_padding_mask_BT))
-        return x_BTD + self.dropout(self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x_BTD)))))
+        hidden: Tensor = self.dropout(self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x_BTD)))))
+        return x_BTD + hidden
 
 
 class SmallTransformerDP(nn.Module):
@@ -148,10 +150,10 @@ def build_model(spec: ModelSpec, seed: int) -> nn.Module:
 
 
 class PerSampleCrossEntropy(nn.Module):
-    """Cross-entropy whose unit is the sample: the mean over a sample's counted tokens, then `reduction`.
+    """Cross-entropy by sample: the mean over a sample's tokens that are not ignored, then `reduction` over samples.
 
     Opacus sets `reduction` to "none" for fast gradient clipping and restores it. The losses of the last call
-    stay in `losses` (B, float32, detached) for the recorder. Targets of -100 are not counted.
+    stay in `losses` (B, float32, detached) for the recorder. Targets of -100 are ignored.
     """
 
     IGNORED = -100
@@ -160,6 +162,17 @@ class PerSampleCrossEntropy(nn.Module):
         super().__init__()
         self.reduction = reduction
         self.losses: Tensor | None = None
+
+    @property
+    def last_losses(self) -> Tensor:
+        """The losses of the last call.
+
+        Raises:
+            RuntimeError: there was no call, so that whatever computed the loss is not this criterion.
+        """
+        if self.losses is None:
+            raise RuntimeError("the loss was not computed by the criterion that training was given")
+        return self.losses
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (B, K) with targets (B), or (B, T, V) with (B, T); gives (B) for "none", else a scalar."""

@@ -1,4 +1,4 @@
-"""Watches a step while it turns clipped sums into the update, and describes every parameter of it."""
+"""Observes how a step turns clipped sums into the update, and describes each parameter of it."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +11,15 @@ from torch.distributed.tensor import DTensor
 
 from service.contract import ArmSpec, ParameterRecord, ParameterStart, Sketch
 from service.contract.slices import deal
-from worker.training.sketch import HEAD, MAX_EXACT, Part, Sketcher, encoded, sketches
+from worker.training.sketch import HEAD, MAX_EXACT, LocalPart, Sketcher, encoded, sketches
 from worker.training.world import World, local_of
 
-# Norms of samples by parameter that go into the record of a step: enough for small models, where faults are sought.
+# The record of a step holds at most this many norms of samples by parameter: enough for the small models of suites.
 MAX_SAMPLE_NORMS = 10_000
 
 
 class Overhead:
-    """What measuring costs a step: its seconds, and on CUDA the bytes it must not add to the peak."""
+    """The cost of measuring in a step: its seconds, and on CUDA the bytes that must not count in the peak."""
 
     def __init__(self, world: World):
         self._world = world
@@ -29,12 +29,15 @@ class Overhead:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the clock, the watch on memory and autograd while measuring. `held` bytes stay allocated for it."""
+        """A context for measuring: its time and memory do not count as the step's, and autograd is off.
+
+        `held` bytes stay allocated for measuring.
+        """
         self._world.synchronize()
         start = time.perf_counter()
         cuda = self._world.device.type == "cuda"
         if cuda:
-            # torch.cuda.max_memory_allocated makes a table of hundreds of numbers to give this one.
+            # torch.cuda.max_memory_allocated builds a table of hundreds of numbers to return this one.
             allocated = torch.cuda.memory.memory_stats_as_nested_dict(self._world.device)["allocated_bytes"]
             self.peak_memory = max(self.peak_memory, allocated["all"]["peak"] - self.held)
         with torch.no_grad():
@@ -47,7 +50,7 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Observed:
-    """What an observer saw of a step: fields of the same names of `StepOutcome`."""
+    """What an observer recorded of a step; the fields are those of `StepOutcome` with the same names."""
 
     parameters: dict[str, ParameterRecord]
     clipped_grad_norm: float
@@ -57,12 +60,12 @@ class Observed:
     peak_memory: int
 
 
-class Observer:
+class StepObserver:
     """Describes each step's update by parameter; a trainer gives it the tensors of the update.
 
-    Every rank of the world must call `update` and `finish` in each step: one collective sums everything. Where
-    parameters are sharded, sketches of shards add up; where they are replicated, ranks are averaged, so that one
-    which differs shows.
+    Every rank must call `update` and `finish` in each step, because one collective sums all measurements. Where
+    parameters are sharded, sketches of shards are added. Where parameters are replicated, sketches are averaged over
+    ranks, so that a rank that differs changes the result.
     """
 
     def __init__(self, spec: ArmSpec, world: World, parameters: Mapping[str, Tensor]):
@@ -78,7 +81,7 @@ class Observer:
         self.divisor = workload.expected_batch_size if workload.loss_reduction == "mean" else 1
         self.sharded = any(isinstance(p, DTensor) for p in self.parameters.values())
         self._clock = Overhead(world)
-        parts = [Part.of(name, p) for name, p in self.parameters.items()]
+        parts = [LocalPart.of(name, p) for name, p in self.parameters.items()]
         exact = any(p.dtype == torch.float64 for p in self.parameters.values())
         self._sketcher = Sketcher(parts, world.device, torch.float64 if exact else torch.float32)
         self._clock.held = self._sketcher.nbytes
@@ -87,11 +90,11 @@ class Observer:
         self.begin()
 
     def measuring(self) -> AbstractContextManager[None]:
-        """What to measure within, so that it does not count as the step's."""
+        """A context for measuring that does not count as the step's time."""
         return self._clock.stopped()
 
     def begin(self) -> None:
-        """Forget the last step."""
+        """Begin a step: forget the last one."""
         self._clock.seconds = 0.0
         self.clip_factors: Tensor | None = None
         self.max_grad_norm: float | None = None
@@ -104,7 +107,7 @@ class Observer:
         self._exact: list[list[str]] = []
 
     def keep_sample_norms(self, parts: Sequence[Tensor | None], batch_size: int) -> None:
-        """Take the norms (local B, P) of each part of this step, where the mode shows them and they are few enough."""
+        """Keep the norms (local B, P) of each part of the batch, if the mode shows them and they are few enough."""
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or not few_sample_norms(batch_size, len(self.parameters)):
             return
@@ -127,7 +130,7 @@ class Observer:
         }
 
     def update(self, clipped: Sequence[Tensor], noise: Sequence[Tensor] | None) -> None:
-        """Take the update's parts, local tensors in parameter order, multiplied by the right divisor."""
+        """Measure the clipped sums and the noise: local tensors in parameter order, times the right divisor."""
         for kind in [clipped] if noise is None else [clipped, noise]:
             self._sketcher.load(kind)
             self._take()
@@ -135,7 +138,7 @@ class Observer:
             self._heads.take(self._sketcher.heads())
 
     def _take(self, factor: float = 1.0) -> None:
-        """Measure what the sketcher holds, times `factor`."""
+        """Measure the tensors in the sketcher, times `factor`."""
         measured = self._sketcher.measure()
         if factor != 1:
             measured[:, :-1] *= factor
@@ -145,13 +148,13 @@ class Observer:
             self._exact.append(self._values.of(self._sketcher.tensors, factor))
 
     def finish(self) -> Observed:
-        """Look at the parameters after the step and describe it. A step without an update is all NaN."""
+        """Measure the parameters after the step and describe the step. One without an update is recorded as NaN."""
         with self._clock.stopped():
             self._sketcher.load([local_of(p) for p in self.parameters.values()])
             self._take()
             if len(self._measured) == 1:
-                nothing = torch.full_like(self._measured[0], float("nan"))
-                self._measured = [nothing] * (2 if self.spec.arm.mode.private else 1) + self._measured
+                no_update = torch.full_like(self._measured[0], float("nan"))
+                self._measured = [no_update] * (2 if self.spec.arm.mode.private else 1) + self._measured
             measured, heads = self._collect(torch.stack(self._measured))
             parameters = self._records([sketches(kind) for kind in measured], heads)
         return Observed(
@@ -164,7 +167,7 @@ class Observer:
         )
 
     def _collect(self, measured: Tensor) -> tuple[Tensor, list[list[list[float]]] | None]:
-        """The one collective and the one copy to the host of a step."""
+        """Sum over ranks: the only collective of a step, and its only copy to the host."""
         heads = self._heads.buffer
         if not self.sharded:
             measured /= self.world.size
@@ -174,7 +177,7 @@ class Observer:
         return sums, None if heads is None else self._heads.read(flat[measured.numel() :])
 
     def _with_values(self, kinds: list[list[Sketch]]) -> None:
-        # From the last: a step without an update has values of the parameters alone.
+        # From the last one on, because a step without an update has values of the parameters alone.
         for kind, values in zip(reversed(kinds), reversed(self._exact), strict=False):
             kind[:] = [s.model_copy(update={"values": v}) for s, v in zip(kind, values, strict=True)]
 
@@ -194,24 +197,30 @@ class Observer:
 
 
 def few_sample_norms(batch_size: int, parameters: int) -> bool:
-    """Whether the norms of a batch's samples by parameter are few enough for the record, and any at all."""
+    """Whether a batch has norms of samples by parameter, and few enough of them for the record."""
     return 0 < batch_size * parameters <= MAX_SAMPLE_NORMS
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters an observer is made with; of the plain model, so that every mode names them alike."""
+    """The parameters that are trained, by their names in the plain model, so that every mode uses the same names."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def frozen(model: nn.Module) -> list[Tensor]:
-    """The parameters that are not trained. A fault may move them all the same."""
+    """The parameters that are not trained. They are recorded because a fault may change them."""
     return [p for p in model.parameters() if not p.requires_grad]
 
 
-class Heads:
-    """The first elements of every rank's own noise, by parameter."""
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The part of the parameter's gradient on this rank; zeros where the step left none, so that it is a finding."""
+    gradient = parameter.grad
+    return torch.zeros_like(local_of(parameter)) if gradient is None else local_of(gradient)
 
-    def __init__(self, parts: Sequence[Part], world: World):
+
+class Heads:
+    """The first elements of each rank's own noise, by parameter."""
+
+    def __init__(self, parts: Sequence[LocalPart], world: World):
         self._world = world
         lengths = torch.zeros(world.size, len(parts), dtype=torch.int64, device=world.device)
         lengths[world.rank] = torch.tensor([min(HEAD, part.numel) for part in parts], device=world.device)
@@ -225,7 +234,7 @@ class Heads:
         self.buffer = None
 
     def take(self, heads: Tensor) -> None:
-        """Keep the heads of all parts, one after another, float64."""
+        """Keep the heads of all parts, concatenated, float64."""
         self.buffer = heads.new_zeros(self._world.size, len(self._lengths[0]) * HEAD)
         self.buffer[self._world.rank, self._places] = heads
 
@@ -237,9 +246,9 @@ class Heads:
 
 
 class Values:
-    """Whole tensors, for models small enough."""
+    """Whole tensors, for small models."""
 
-    def __init__(self, parts: Sequence[Part], world: World, sharded: bool):
+    def __init__(self, parts: Sequence[LocalPart], world: World, sharded: bool):
         self._parts, self._world, self._sharded = parts, world, sharded
         size = sum(part.columns * (part.shape[0] if part.shape else 1) for part in parts)
         if size > MAX_EXACT:
@@ -248,11 +257,11 @@ class Values:
             )
 
     def of(self, tensors: Sequence[Tensor], factor: float) -> list[str]:
-        """One per part, whole, times `factor`, encoded; sharded ones are gathered. Collective."""
+        """The whole tensor of each part, times `factor`, encoded; sharded ones are gathered. Collective."""
         pairs = zip(self._parts, tensors, strict=True)
         return [encoded(self._whole(part, tensor) * factor) for part, tensor in pairs]
 
-    def _whole(self, part: Part, tensor: Tensor) -> Tensor:
+    def _whole(self, part: LocalPart, tensor: Tensor) -> Tensor:
         if not self._sharded:
             return tensor
         whole = torch.zeros(part.shape, device=tensor.device)

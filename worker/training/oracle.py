@@ -13,7 +13,7 @@ from service.contract import CLIP_EPS, ArmSpec, Clipping, Dtype, ParameterStart,
 from worker.training.adaptive import AdaptiveRule
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.observer import Observer, frozen, trainable
+from worker.training.observer import StepObserver, frozen, trainable
 from worker.training.setup import build_optimizer, build_schedule, initial_model
 from worker.training.trainer import StepOutcome
 from worker.training.world import World
@@ -21,7 +21,7 @@ from worker.training.world import World
 
 @dataclass(frozen=True)
 class Clipped:
-    """One sample: its loss, the norms (P,) of its gradient by parameter, and what the gradient was multiplied by."""
+    """One sample: its loss, the norms (P,) of its gradient by parameter, and its clip factor."""
 
     loss: float
     norms: Tensor
@@ -29,11 +29,11 @@ class Clipped:
 
     @property
     def norm(self) -> float:
-        return self.norms.norm().item()
+        return float(self.norms.norm())
 
 
 class Loop:
-    """Sums the clipped gradients of samples, one after another, in the precision of its model."""
+    """Sums the clipped gradients of samples one by one, in the precision of its model."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -68,7 +68,7 @@ class OracleTrainer:
         self.workload, self.world = spec.workload, world
         self.model = initial_model(spec, world).double()
         self._exact = Loop(self.model)
-        # Beside it a loop in float32, which tells what rounding alone does to a step.
+        # A second loop in float32 shows what rounding alone does to a step.
         self._rounded = Loop(initial_model(spec, world).float())
         self.trained = self._exact.trained
         self.optimizer = build_optimizer(spec.workload, self.trained)
@@ -76,10 +76,10 @@ class OracleTrainer:
         self.steps_taken = 0
         self.max_grad_norm = spec.workload.max_grad_norm
         self.adaptive = AdaptiveRule.of(spec.workload) if spec.workload.clipping is Clipping.ADAPTIVE else None
-        self._observer = Observer(spec, world, trainable(self.model))
+        self._observer = StepObserver(spec, world, trainable(self.model))
         self.frozen = frozen(self.model)
         self.generator = torch.Generator(world.device).manual_seed(spec.workload.seed)
-        # As the parameters are: the end of a tensor in another dtype is of other numbers.
+        # The dtype of the parameters: the last numbers of a draw depend on the dtype.
         self._drawn = torch.bfloat16 if spec.arm.dtype is Dtype.BF16_PURE else torch.float32
         # Opacus' own default accountant: ε follows from σ, the sampling rate and the number of steps alone.
         self.accountant = create_accountant("prv")
@@ -96,8 +96,8 @@ class OracleTrainer:
         samples = self._exact.samples
         norms = [sample.norm for sample in samples]
         self._update(self._exact.sums)
-        if self.adaptive:
-            self._move_bound(norms)
+        if self.adaptive is not None:
+            self._move_bound(self.adaptive, norms)
         pairs = zip(self._exact.sums, self._rounded.sums, strict=True)
         self._observer.rounding = [(exact - rounded).norm().item() for exact, rounded in pairs]
         self._observer.sample_norms = torch.stack([sample.norms for sample in samples]) if samples else None
@@ -133,10 +133,10 @@ class OracleTrainer:
             noise_multiplier=self.workload.sigma(self.steps_taken), sample_rate=self.workload.sample_rate
         )
 
-    def _move_bound(self, norms: list[float]) -> None:
+    def _move_bound(self, rule: AdaptiveRule, norms: list[float]) -> None:
         unclipped = sum(norm + CLIP_EPS <= self.max_grad_norm for norm in norms)
-        noise = self._noise(self.adaptive.unclipped_num_std, ()).item()
-        self.max_grad_norm = self.adaptive.next_bound(self.max_grad_norm, unclipped + noise, len(norms))
+        noise = self._noise(rule.unclipped_num_std, ()).item()
+        self.max_grad_norm = rule.next_bound(self.max_grad_norm, unclipped + noise, len(norms))
 
     def _noise(self, std: float, shape: tuple[int, ...]) -> Tensor:
         if std == 0:

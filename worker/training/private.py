@@ -1,4 +1,4 @@
-"""The modes that go through a privacy engine: the one place that calls the Opacus under test."""
+"""The modes of a privacy engine. Only this module calls the Opacus under test."""
 
 import warnings
 from dataclasses import dataclass
@@ -27,15 +27,17 @@ from worker.training.world import World
 
 @dataclass(frozen=True)
 class Private:
-    """What `make_private` gave. `criterion` is the caller's own where the mode does not wrap it."""
+    """The results of `make_private`. `criterion` is the caller's own where the mode does not wrap it."""
 
     engine: PrivacyEngine
-    module: nn.Module
+    module: Any  # an nn.Module; each mode adds attributes of its own
     optimizer: DPOptimizer
     criterion: Any
 
 
-def make_private(spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Module, loader: DataLoader) -> Private:
+def make_private(
+    spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Module, loader: DataLoader[int]
+) -> Private:
     """Hand `model` to Opacus as the arm says; the loader carries the global batch.
 
     The noise generator has the same seed on every rank, so ranks that draw for a whole parameter draw the same.
@@ -73,17 +75,17 @@ def make_private(spec: ArmSpec, world: World, model: nn.Module, criterion: nn.Mo
 
 
 def build_noise_schedule(workload: Workload, optimizer: DPOptimizer) -> StepNoise | None:
-    """Opacus' schedule of σ, to be stepped after each optimizer step; none when σ stays."""
+    """Opacus' schedule of σ, to be stepped after each optimizer step; None where σ is constant."""
     if workload.noise_decay == 1:
         return None
     return StepNoise(optimizer, step_size=workload.noise_decay_every, gamma=workload.noise_decay)
 
 
 def _refuse(spec: ArmSpec, world: World) -> None:
-    """Raise Unsupported for what a mode is known to lack, where Opacus itself would fail without saying why."""
+    """Raise Unsupported for features that a mode is known to lack and of which Opacus itself gives no clear error."""
     model, mode = spec.workload.model, spec.arm.mode
     if model.checkpointing and not mode.flash:
-        raise Unsupported(f"checkpointing: {mode} takes a forward pass that is recomputed for another use of a layer")
+        raise Unsupported(f"checkpointing: {mode} counts the recomputed forward pass as another use of a layer")
     if model.family is Family.LSTM and mode.sharded:
         raise Unsupported(f"lstm: DPLSTM keeps its parameters under two names, of which FSDP ({mode}) updates one")
     if model.family is Family.LSTM and spec.arm.dtype is Dtype.BF16 and mode is Mode.HOOKS:
@@ -95,7 +97,7 @@ def _refuse(spec: ArmSpec, world: World) -> None:
 class OpacusTrainer:
     """Every mode that goes through a `PrivacyEngine`: Opacus' own, or Flash Clipping's for flash modes."""
 
-    def __init__(self, spec: ArmSpec, world: World, loader: DataLoader):
+    def __init__(self, spec: ArmSpec, world: World, loader: DataLoader[int]):
         self.spec, self.world = spec, world
         criterion = PerSampleCrossEntropy(spec.workload.loss_reduction.value)
         model = place_model(spec, world)
@@ -129,32 +131,34 @@ class OpacusTrainer:
         return StepOutcome(torch.cat(losses), torch.cat(norms), **vars(self._observer.finish()))
 
     def _backward(self, part: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses, gradient norms and norms by parameter of the samples of `part`, weightless ones included."""
+        """Losses, gradient norms and norms by parameter of the samples of `part`, those without weight included."""
         with autocast(self.spec, self.world):
             output = self.module(part.inputs, part.key_padding_mask)
             loss = self.criterion(output, part.targets)
         loss.backward()
         # Fast gradient clipping wraps the criterion, and Flash Clipping a copy of it.
-        wrapped = getattr(self.criterion, "criterion", self.criterion)
+        losses: Tensor = getattr(self.criterion, "criterion", self.criterion).last_losses
         shown = self._norms_by_parameter()
         if isinstance(self.criterion, PerSampleCrossEntropy):
-            return wrapped.losses, shown.norm(dim=1), shown
-        # Fast gradient clipping knows the norms alone.
-        return wrapped.losses, self.module.per_sample_gradient_norms.detach().float(), shown
+            # NaN where a parameter has no gradient of samples: a finding, and no crash.
+            return losses, losses.new_full((len(losses),), torch.nan) if shown is None else shown.norm(dim=1), shown
+        # Fast gradient clipping has the norms of whole gradients alone.
+        return losses, self.module.per_sample_gradient_norms.detach().float(), shown
 
     def _norms_by_parameter(self) -> Tensor | None:
         """Norms of each sample's gradient (local B, P), in parameter order; None where the mode does not show them."""
         trained = self._observer.parameters.values()
         if isinstance(self.criterion, PerSampleCrossEntropy):
-            norms = [p.grad_sample.flatten(start_dim=1).float().norm(dim=1) for p in trained]
+            norms = [_norms_of_samples(getattr(p, "grad_sample", None)) for p in trained]
         elif found := getattr(self.module, "norms_by_parameter", None):  # Flash Clipping
-            norms = [found[p] for p in trained]
+            norms = [found.get(p) for p in trained]
         else:  # ghost leaves them on the parameters; sharded modes do not
             norms = [getattr(p, "_norm_sample", None) for p in trained]
-        return None if any(norm is None for norm in norms) else torch.stack([norm.detach() for norm in norms], dim=1)
+        known = [norm.detach() for norm in norms if norm is not None]
+        return torch.stack(known, dim=1) if len(known) == len(norms) else None
 
     def save(self, path: Path) -> None:
-        # Opacus' checkpoint keeps neither what schedules have made of σ and C nor the noise generator.
+        # Opacus' checkpoint holds neither the current σ and C nor the state of the noise generator.
         extra = {
             "schedule": self.schedule.state_dict(),
             "noise_multiplier": self.optimizer.noise_multiplier,
@@ -181,3 +185,8 @@ class OpacusTrainer:
         if self.spec.workload.noise_multiplier == 0:
             return float("inf")
         return float(self.engine.get_epsilon(self.spec.workload.delta))
+
+
+def _norms_of_samples(grad_sample: Any) -> Tensor | None:
+    """The norms (B,) of per-sample gradients (B, ...); None where there are none."""
+    return grad_sample.flatten(start_dim=1).float().norm(dim=1) if isinstance(grad_sample, Tensor) else None

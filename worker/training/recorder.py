@@ -18,8 +18,8 @@ from worker.training.trainer import StepOutcome, Trainer
 from worker.training.world import World
 
 
-class Progress:
-    """The step being taken, from 1, or None before the first: where a failure happened."""
+class CurrentStep:
+    """The step that is being taken: the place of a failure. It counts from 1 and is None before the first step."""
 
     step: int | None = None
 

@@ -1,4 +1,4 @@
-"""What every mode shares: the model on its device, the optimizer, its schedule, and the precision of the forward."""
+"""Setup for every mode: the model on its device, the optimizer, its schedule, and the precision of the forward pass."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +16,14 @@ from worker.training.world import World
 
 
 def build_optimizer(workload: Workload, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The workload's optimizer, of the parameters that are not frozen, with torch's defaults but for the rate."""
+    """The workload's optimizer for the parameters that are not frozen: torch's defaults but for the learning rate."""
+    kinds: dict[OptimizerName, type[Adam] | type[AdamW] | type[SGD]]
     kinds = {OptimizerName.ADAM: Adam, OptimizerName.ADAMW: AdamW, OptimizerName.SGD: SGD}
     return kinds[workload.optimizer]((p for p in parameters if p.requires_grad), lr=workload.lr)
 
 
 def build_schedule(workload: Workload, optimizer: Optimizer) -> LRScheduler:
-    """The learning rate's schedule over all steps of the workload; to be stepped after each."""
+    """The schedule of the learning rate over all steps of the workload; to be stepped after each step."""
     if workload.lr_schedule is LrSchedule.LINEAR:
         return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=workload.num_steps)
     if workload.lr_schedule is LrSchedule.COSINE:
@@ -43,14 +44,14 @@ def place_model(spec: ArmSpec, world: World) -> nn.Module:
         mesh = init_device_mesh(world.device.type, (world.size,))
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         policy = mixed if spec.arm.dtype is Dtype.BF16_MIXED else MixedPrecisionPolicy()
-        for block in model.blocks:
+        for block in model.get_submodule("blocks").children():
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
 
 
-def autocast(spec: ArmSpec, world: World) -> AbstractContextManager:
-    """What the forward pass runs under: bfloat16 autocast for bf16 arms."""
+def autocast(spec: ArmSpec, world: World) -> AbstractContextManager[object]:
+    """The context of the forward pass: bfloat16 autocast for bf16 arms."""
     if spec.arm.dtype is Dtype.BF16:
         return torch.autocast(world.device.type, torch.bfloat16)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Fingerprints: a tensor in a few numbers, the same however its rows are shared among ranks.
+"""Sketches: a tensor in a few numbers, which are the same however its rows are divided among ranks.
 
 A projection is Σ_ij s_ij x_ij with signs s_ij = r_i c_j, where the row sign r_i and the column sign c_j are bits of a
 hash of the parameter's name and the global index. Different elements have uncorrelated signs, so E[(Σ s x)²] = ‖x‖²
@@ -15,6 +15,7 @@ from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -28,8 +29,11 @@ HEAD = 8
 
 
 @dataclass(frozen=True)
-class Part:
-    """`rows` rows from `offset` on of a parameter, seen as (shape[0], everything else), that lie on this rank."""
+class LocalPart:
+    """The rows of a parameter that lie on this rank: `rows` of them from `offset` on.
+
+    `shape` is that of the whole parameter, which counts as a matrix of shape[0] rows.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,11 +41,11 @@ class Part:
     rows: int
 
     @classmethod
-    def of(cls, name: str, parameter: Tensor) -> "Part":
+    def of(cls, name: str, parameter: Tensor) -> "LocalPart":
         """The part of `parameter` on this rank: all of a plain tensor, the shard of a DTensor.
 
         Raises:
-            ValueError: it is sharded other than by rows over one mesh dimension.
+            ValueError: it is not sharded by rows over one mesh dimension.
         """
         shape = tuple(parameter.shape)
         if not isinstance(parameter, DTensor):
@@ -77,16 +81,16 @@ class _Group:
 
 
 class Sketcher:
-    """A buffer for one tensor per part, and the sketches of what it holds. Summing over shards is the caller's.
+    """A buffer for one tensor per part, and the sketches of these tensors. The caller sums sketches over shards.
 
-    Everything is allocated once, and parts of one shape are multiplied together, because on a GPU a step's many
-    small tensors cost what launching kernels costs, and on a CPU fresh memory costs more than what is done with it.
+    Everything is allocated once, and parts of one shape are multiplied together: a step has many small tensors, for
+    which the launches of kernels take most of the time on a GPU, and allocations on a CPU.
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32):
+    def __init__(self, parts: Sequence[LocalPart], device: torch.device, dtype: torch.dtype = torch.float32):
         """
         Args:
-            dtype: of the buffer: float64 for the oracle, else float32, also for bfloat16 tensors.
+            dtype: that of the buffer: float64 for the oracle, otherwise float32, also for bfloat16 tensors.
         """
         self.parts, self._device = list(parts), device
         grouped = _by_shape(self.parts)
@@ -98,7 +102,8 @@ class Sketcher:
         self._row_norms = self.buffer.new_empty(sum(self.parts[i].rows for i in self._present))
         self._groups = list(self._grouped(grouped))
         self._index()
-        self._graph, self._captured, self._graph_bytes = None, None, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph_bytes = 0
         if device.type == "cuda" and self._groups:
             self._capture()
 
@@ -110,7 +115,7 @@ class Sketcher:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What the buffer holds, by part."""
+        """The tensors in the buffer, by part."""
         held = dict(zip(self._present, self._views, strict=True))
         return [held[i] if i in held else self.buffer.new_empty(part.local) for i, part in enumerate(self.parts)]
 
@@ -134,7 +139,7 @@ class Sketcher:
         return self.buffer[self._head_places].double()
 
     def measure(self) -> Tensor:
-        """What the buffer holds in numbers that add up over shards.
+        """Sums over the tensors in the buffer, which can be added over shards.
 
         Returns:
             (P, K + 2) float64 on the device: K projections, the sum, and the sum of squares.
@@ -147,24 +152,25 @@ class Sketcher:
         return self._captured.clone()
 
     def _capture(self) -> None:
-        """Make the sums a CUDA graph, which is launched at once: they are some thirty small kernels."""
+        """Make the sums one CUDA graph, because they are some thirty small kernels."""
         before = torch.cuda.memory_allocated(self._device)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            self._sums()  # what is set up at the first call cannot be captured
+            self._sums()  # the first call initialises libraries, which cannot be captured
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads, NCCL's among them, may go on calling CUDA.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as those of NCCL, may call CUDA meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._captured = self._sums()
+        self._graph = graph
         self._graph_bytes = torch.cuda.memory_allocated(self._device) - before
 
     def _sums(self) -> Tensor:
         for group in self._groups:
             torch.bmm(group.row_signs, group.seen, out=group.products)
-            # Of a row in the precision at hand, of all rows in float64: rounding evens out over rows, and it is the
-            # same for every sharding.
+            # Norms of rows are in the buffer's precision, and their sum is in float64. The rounding of rows averages
+            # out, and it is the same for every sharding.
             torch.linalg.vector_norm(group.seen, dim=-1, out=group.row_norms)
         projections = _segment_sums(self._products * self._column_signs, self._product_ends)
         squares = _segment_sums(self._row_norms.double().square(), self._row_ends)
@@ -192,9 +198,11 @@ class Sketcher:
             )
 
     def _index(self) -> None:
-        """Where things lie that are picked and summed over all groups at once."""
+        """Prepare the indices by which results of all groups are picked and summed in one operation."""
         parts = [self.parts[i] for i in self._present]
-        column_signs = [signs(part.name, "column", 0, part.columns).reshape(-1) for part in parts] or [np.zeros(0)]
+        column_signs = [signs(part.name, "column", 0, part.columns).reshape(-1) for part in parts] or [
+            np.zeros(0, np.int8)
+        ]
         self._column_signs = torch.from_numpy(np.concatenate(column_signs)).to(self._device, torch.float64)
         self._product_ends = _ends([part.columns for part in parts for _ in range(PROJECTIONS + 1)], self._device)
         self._row_ends = _ends([part.rows for part in parts], self._device)
@@ -207,7 +215,7 @@ class Sketcher:
 
 
 def sketches(measured: Tensor) -> list[Sketch]:
-    """What `Sketcher.measure` gave, added up over shards, (P, K + 2) on the CPU, as documents."""
+    """The sketches of P parameters, from sums over shards as `Sketcher.measure` returns them, (P, K + 2) on the CPU."""
     norms = measured[:, -1].sqrt().tolist()
     return [
         Sketch(norm=norm, total=row[PROJECTIONS], projections=row[:PROJECTIONS])
@@ -215,7 +223,7 @@ def sketches(measured: Tensor) -> list[Sketch]:
     ]
 
 
-def _by_shape(parts: Sequence[Part]) -> list[list[int]]:
+def _by_shape(parts: Sequence[LocalPart]) -> list[list[int]]:
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, part in enumerate(parts):
         if part.numel:
@@ -231,8 +239,8 @@ def _segment_sums(values: Tensor, ends: Tensor) -> Tensor:
     return torch.segment_reduce(values, "sum", offsets=ends, unsafe=True)
 
 
-def signs(name: str, axis: str, start: int, count: int) -> np.ndarray:
-    """The signs of `count` global indices from `start` on: (K + 1, count) int8, the last row all ones."""
+def signs(name: str, axis: str, start: int, count: int) -> NDArray[np.int8]:
+    """The signs of `count` global indices from `start` on: (K + 1, count) int8; the last row is all ones."""
     seed = int.from_bytes(hashlib.sha256(f"{axis} of {name}".encode()).digest()[:8], "little")
     # SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), by counter.
     z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)

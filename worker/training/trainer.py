@@ -1,4 +1,4 @@
-"""What the loop asks of a mode, and the mode without privacy."""
+"""The interface between the training loop and a mode, and the mode without privacy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 from service.contract import ArmSpec, ParameterRecord, ParameterStart
 from worker.training.data import Batch
 from worker.training.model import PerSampleCrossEntropy
-from worker.training.observer import Observer, frozen, trainable
+from worker.training.observer import StepObserver, frozen, gradient_of, trainable
 from worker.training.setup import autocast, build_optimizer, build_schedule, place_model
 from worker.training.world import World
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step leaves for the recorder.
+    """The results of a step that the recorder needs.
 
     `losses`, `grad_norms` and `clip_factors` are per sample that this rank computed, virtual step by virtual step,
     without the weightless ones (local B); `clipped_grad_norm` is of the global sum of clipped gradients before noise;
@@ -40,7 +40,11 @@ class StepOutcome:
 class Trainer(Protocol):
     """A model being trained in one mode."""
 
-    kernels: str | None
+    @property
+    def kernels(self) -> str | None:
+        """What computes flash norms: triton, torch or native; None in other modes."""
+        ...
+
     frozen: list[Tensor]
     """The parameters that are not trained."""
 
@@ -49,11 +53,11 @@ class Trainer(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write all that training goes on from, this rank's share of it, to `path`."""
+        """Write this rank's share of everything that training needs to continue to `path`."""
         ...
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; for a trainer that has taken no step."""
+        """Continue from a file of `save`; for a trainer that has taken no step."""
         ...
 
     def starts(self) -> dict[str, ParameterStart]:
@@ -66,18 +70,18 @@ class Trainer(Protocol):
 
 
 class Unsupported(Exception):
-    """The Opacus under test, or this mode of it, cannot do what the workload asks for."""
+    """The Opacus under test, or this mode of it, lacks something that the workload asks for."""
 
 
 class PlainTrainer:
-    """Mode `none`: no clipping and no noise; replicated by DistributedDataParallel past one rank."""
+    """Mode `none`: no clipping and no noise; replicated by DistributedDataParallel on several ranks."""
 
     kernels = None
 
     def __init__(self, spec: ArmSpec, world: World):
         self.spec, self.world = spec, world
         self.model: nn.Module = place_model(spec, world)
-        self._observer = Observer(spec, world, trainable(self.model))
+        self._observer = StepObserver(spec, world, trainable(self.model))
         self.frozen = frozen(self.model)
         if world.size > 1:
             self.model = DistributedDataParallel(self.model)
@@ -94,9 +98,9 @@ class PlainTrainer:
                 loss = self.criterion(self.model(part.inputs, part.key_padding_mask), part.targets)
             # DistributedDataParallel averages over ranks; slices differ in size, so undo its average.
             (loss * self.world.size / divisor).backward()
-            losses.append(self.criterion.losses[: len(part)])
+            losses.append(self.criterion.last_losses[: len(part)])
         with self._observer.measuring():
-            self._observer.update([p.grad * divisor for p in self.model.parameters() if p.requires_grad], None)
+            self._observer.update([gradient_of(p) * divisor for p in self._observer.parameters.values()], None)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()

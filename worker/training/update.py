@@ -1,28 +1,28 @@
-"""Watches an Opacus optimizer turn clipped sums into the gradient of the update."""
+"""Observes how an Opacus optimizer turns clipped sums into the gradient of the update."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.contract import ArmSpec
-from worker.training.observer import Observer
+from worker.training.observer import StepObserver, gradient_of
 from worker.training.sketch import HEAD
 from worker.training.world import World, local_of
 
-# How many elements of a gradient are looked at to see by how much it is scaled.
+# The scale of a gradient is measured on this many of its elements.
 SAMPLE = 4_096
 
 
-class UpdateObserver(Observer):
-    """Observes an Opacus optimizer: what `add_noise` starts from, what `scale_grad` does, what the update gets.
+class UpdateObserver(StepObserver):
+    """Observes an Opacus optimizer: the sums before `add_noise`, the effect of `scale_grad`, and the update's gradient.
 
     The gradient of the update is read when the inner optimizer begins its step. `clipped_grad` is the sum that was
     stored before the noise, shrunk as `scale_grad` is measured to shrink the gradient, times the divisor it should
-    have been divided by; `noise` is all the rest of the gradient of the update, wherever it came from. Modes store
+    have been divided by; `noise` is the rest of the gradient of the update, whatever its origin. Modes store
     the sum differently (FSDP averages over ranks) and divide it differently afterwards, so a wrong divisor shows.
     """
 
@@ -33,7 +33,7 @@ class UpdateObserver(Observer):
         parameters: Mapping[str, Tensor],
         *,
         optimizer: DPOptimizer,
-        module: nn.Module,
+        module: Any,
     ):
         super().__init__(spec, world, parameters)
         self.optimizer = optimizer
@@ -58,7 +58,7 @@ class UpdateObserver(Observer):
         return get_and_keep
 
     def keep_factors(self, count: int) -> None:
-        """Forget the factors past the first `count`: those of samples without weight."""
+        """Keep the first `count` factors; the others are those of samples without weight."""
         if self.clip_factors is not None:
             self.clip_factors = self.clip_factors[:count]
 
@@ -82,7 +82,7 @@ class UpdateObserver(Observer):
             with self._clock.stopped():
                 pairs = zip(_norms(before), _norms(self._samples()), strict=True)
                 scales = [after / norm if norm else None for norm, after in pairs]
-                # From a sample of zeros no scale can be seen: it is taken to be that of other parameters.
+                # Elements that are all zero show no scale: it is taken to be that of the other parameters.
                 seen = [scale for scale in scales if scale is not None] or [1 / self.divisor]
                 usual = statistics.median(seen)
                 self._scales = [usual if scale is None else scale for scale in scales]
@@ -99,33 +99,37 @@ class UpdateObserver(Observer):
             if not self.sharded:
                 self.world.sum(held.buffer)
             self._take(self.divisor)
-            held.subtract(self._gradients())  # what is left is the noise with the other sign
+            held.subtract(self._gradients())  # leaves the noise with the opposite sign
             self._take(-self.divisor)
             if self._heads.buffer is None:
                 self._heads.take(held.heads() * -self.divisor)
             self._kept = False
 
     def _keep_sums(self) -> None:
-        """Copy what is stored, once a step: where no noise is added Opacus scales it in place."""
+        """Copy the stored sums, once a step: where no noise is added, Opacus scales them in place."""
         if not self._kept:
             self.max_grad_norm = float(self.optimizer.max_grad_norm)
             self._sketcher.load([local_of(stored) for stored in self._stored()])
             self._kept = True
 
     def _stored(self) -> Iterable[Tensor]:
-        """Per parameter, the sum of clipped gradients over the batch (replicated: of this rank) as it is stored."""
+        """Per parameter, the stored sum of clipped gradients over the batch (replicated: of this rank's samples).
+
+        Zeros where none is stored, so that it is a finding.
+        """
         state = getattr(self.optimizer, "grad_state", None)
         for p in self.parameters.values():
-            yield state[p]["summed_grad"] if state else p.summed_grad
+            stored = state.get(p, {}).get("summed_grad") if state else getattr(p, "summed_grad", None)
+            yield torch.zeros_like(p) if stored is None else stored
 
     def _gradients(self) -> list[Tensor]:
-        return [local_of(p.grad) for p in self.parameters.values()]
+        return [gradient_of(p) for p in self.parameters.values()]
 
-    def _samples(self) -> Sequence[Tensor]:
+    def _samples(self) -> list[Tensor]:
         """Copies of the first elements of each parameter's gradient on this rank, or of its shard."""
         samples = [gradient.reshape(-1)[:SAMPLE] for gradient in self._gradients()]
-        return torch.cat(samples).split([len(sample) for sample in samples])
+        return list(torch.cat(samples).split([len(sample) for sample in samples]))
 
 
-def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    return torch.stack(torch._foreach_norm(tensors, 2, torch.float64)).tolist()
+def _norms(tensors: list[Tensor]) -> list[float]:
+    return [float(norm) for norm in torch.stack(torch._foreach_norm(tensors, 2, torch.float64)).tolist()]

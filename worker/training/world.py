@@ -95,5 +95,5 @@ class World:
 
 
 def local_of(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank."""
+    """The part of a tensor that lies on this rank."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

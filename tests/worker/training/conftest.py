@@ -12,7 +12,7 @@ from service.contract import RECORD_FILE, ArmRecord, ArmSpec, Mode
 from tests.worker.workloads import cpu_arm, run, tiny
 from worker.runner.follow import RecordReader
 from worker.training.loop import train
-from worker.training.recorder import Progress
+from worker.training.recorder import CurrentStep
 from worker.training.world import World
 
 
@@ -36,7 +36,7 @@ def train_here(tmp_path_factory, world):
 
     def record(spec: ArmSpec) -> ArmRecord:
         folder: Path = tmp_path_factory.mktemp("arm")
-        train(spec, folder, world, Progress())
+        train(spec, folder, world, CurrentStep())
         reader = RecordReader(folder / RECORD_FILE)
         assert list(reader.read())
         return reader.record

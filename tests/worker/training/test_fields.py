@@ -51,8 +51,8 @@ def test_a_field_changes_the_training(recorded, field):
     """Virtual steps and checkpointing do not: they are other ways to the same numbers. test_data has `ignored`."""
     changes = FIELDS[field][0]
     base = {name: changes[name] for name in QUIET if name in changes}
-    theirs, ours = recorded(Mode.ORACLE, **base).steps, recorded(Mode.ORACLE, **changes).steps
-    assert [step.parameter_norm for step in ours] != [step.parameter_norm for step in theirs]
+    other, actual = recorded(Mode.ORACLE, **base).steps, recorded(Mode.ORACLE, **changes).steps
+    assert [step.parameter_norm for step in actual] != [step.parameter_norm for step in other]
 
 
 @pytest.mark.parametrize("changes", [{"virtual_steps": 3}, {"model": {"checkpointing": True}}], ids=repr)
@@ -138,20 +138,20 @@ def test_what_a_mode_lacks_is_unsupported_in_one_line(recorded, mode, changes, r
 
 @pytest.mark.parametrize("mode", [Mode.HOOKS, Mode.FLASH, Mode.GHOST_FSDP, Mode.FLASH_FSDP])
 def test_bf16_parameters_train_near_the_oracle_that_starts_from_them(recorded, mode):
-    ours, exact = recorded(mode, dtype="bf16_pure").steps, recorded(Mode.ORACLE, dtype="bf16_pure").steps
-    assert [step.loss for step in ours] == pytest.approx([step.loss for step in exact], rel=3e-3)
-    assert [step.parameter_norm for step in ours] == pytest.approx([step.parameter_norm for step in exact], rel=3e-3)
-    assert ours[0].loss != pytest.approx(exact[0].loss, rel=STATE)
+    actual, exact = recorded(mode, dtype="bf16_pure").steps, recorded(Mode.ORACLE, dtype="bf16_pure").steps
+    assert [step.loss for step in actual] == pytest.approx([step.loss for step in exact], rel=3e-3)
+    assert [step.parameter_norm for step in actual] == pytest.approx([step.parameter_norm for step in exact], rel=3e-3)
+    assert actual[0].loss != pytest.approx(exact[0].loss, rel=STATE)
     # The first weights are the rounded ones in both.
     assert exact[0].loss != pytest.approx(recorded(Mode.ORACLE).steps[0].loss, rel=STATE)
 
 
 @pytest.mark.parametrize("mode", [Mode.GHOST_FSDP, Mode.FLASH_FSDP])
 def test_fsdp_mixed_precision_keeps_float32_parameters(recorded, mode):
-    ours, exact = recorded(mode, dtype="bf16_mixed").steps, recorded(Mode.ORACLE).steps
-    assert [step.loss for step in ours] == pytest.approx([step.loss for step in exact], rel=2e-3)
-    assert ours[0].loss != pytest.approx(exact[0].loss, rel=STATE)
-    assert ours[0].grad_norms == pytest.approx(exact[0].grad_norms, rel=0.02)
-    assert ours[0].grad_norms != pytest.approx(exact[0].grad_norms, rel=NORM)
+    actual, exact = recorded(mode, dtype="bf16_mixed").steps, recorded(Mode.ORACLE).steps
+    assert [step.loss for step in actual] == pytest.approx([step.loss for step in exact], rel=2e-3)
+    assert actual[0].loss != pytest.approx(exact[0].loss, rel=STATE)
+    assert actual[0].grad_norms == pytest.approx(exact[0].grad_norms, rel=0.02)
+    assert actual[0].grad_norms != pytest.approx(exact[0].grad_norms, rel=NORM)
     # Far nearer than bfloat16 parameters would come.
-    assert [s.parameter_norm for s in ours] == pytest.approx([s.parameter_norm for s in exact], rel=1e-6)
+    assert [s.parameter_norm for s in actual] == pytest.approx([s.parameter_norm for s in exact], rel=1e-6)

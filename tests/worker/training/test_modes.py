@@ -69,22 +69,22 @@ def test_ghost_fsdp_halves_the_update_with_sum_and_the_record_shows_it(recorded)
     halved = oracle.steps[0].clipped_grad_norm / 2
     assert record.steps[0].clipped_grad_norm == pytest.approx(halved, rel=STATE)
     for name, right in oracle.steps[0].parameters.items():
-        ours = record.steps[0].parameters[name]
-        assert ours.clipped_grad.norm == pytest.approx(right.clipped_grad.norm / 2, rel=STATE, abs=STATE)
-        assert ours.noise.projections == pytest.approx(right.noise.projections, abs=STATE * right.noise.norm)
+        actual = record.steps[0].parameters[name]
+        assert actual.clipped_grad.norm == pytest.approx(right.clipped_grad.norm / 2, rel=STATE, abs=STATE)
+        assert actual.noise.projections == pytest.approx(right.noise.projections, abs=STATE * right.noise.norm)
 
 
 def test_plain_training_is_the_same_at_every_world_size(recorded):
     alone, four = recorded(Mode.NONE), recorded(Mode.NONE, 4)
-    for ours, theirs in zip(four.steps, alone.steps, strict=True):
-        assert ours.loss == pytest.approx(theirs.loss, rel=STATE)
-        assert ours.clipped_grad_norm == pytest.approx(theirs.clipped_grad_norm, rel=STATE)
+    for actual, other in zip(four.steps, alone.steps, strict=True):
+        assert actual.loss == pytest.approx(other.loss, rel=STATE)
+        assert actual.clipped_grad_norm == pytest.approx(other.clipped_grad_norm, rel=STATE)
     assert alone.steps[0].grad_norms is None
     assert alone.end.epsilon is None
 
 
 def test_bf16_differs_from_fp32_but_little(recorded):
-    ours, exact = recorded(Mode.FLASH, dtype="bf16").steps, recorded(Mode.ORACLE).steps
-    errors = [abs(step.loss - right.loss) for step, right in zip(ours, exact, strict=True)]
+    actual, exact = recorded(Mode.FLASH, dtype="bf16").steps, recorded(Mode.ORACLE).steps
+    errors = [abs(step.loss - right.loss) for step, right in zip(actual, exact, strict=True)]
     assert 1e-6 < max(errors) < 0.05
-    assert ours[0].grad_norms == pytest.approx(exact[0].grad_norms, rel=0.05)
+    assert actual[0].grad_norms == pytest.approx(exact[0].grad_norms, rel=0.05)

@@ -43,10 +43,10 @@ def noise_std(step, world):
     return math.sqrt(total / sum(sizes(world).values()))
 
 
-def assert_same(ours, right, kind, factor=1.0):
+def assert_same(actual, right, kind, factor=1.0):
     for name, expected in right.parameters.items():
         norm = getattr(expected, kind).norm * factor
-        assert getattr(ours.parameters[name], kind).norm == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+        assert getattr(actual.parameters[name], kind).norm == pytest.approx(norm, rel=1e-4, abs=1e-7), name
 
 
 def test_the_noise_has_the_std_that_was_asked_for_in_every_parameter(clean, world):
@@ -102,6 +102,27 @@ def test_an_optimizer_that_forgets_add_noise_shows(observed, clean, world, monke
     assert noise_std(step, world) < 1e-6 * C
 
 
+def test_a_parameter_that_the_step_gives_no_gradient_is_recorded_with_zeros(observed, monkeypatch):
+    """Layers that are left out of the forward pass: `grad` stays None."""
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", lambda self, x: x)
+    step = observed(Mode.NONE).steps[0]
+    without = {name for name, parameter in step.parameters.items() if parameter.clipped_grad.norm == 0}
+    assert without == {name for name in step.parameters if "norm." in name}
+
+
+def test_a_gradient_that_is_gone_before_the_update_is_recorded_with_zeros(observed, monkeypatch):
+    right = DPOptimizerFastGradientClipping.scale_grad
+
+    def scale_grad(self):
+        right(self)
+        self.params[0].grad = None
+
+    monkeypatch.setattr(DPOptimizerFastGradientClipping, "scale_grad", scale_grad)
+    first, *others = observed().steps[0].parameters.values()
+    assert first.clipped_grad.norm == first.noise.norm == 0
+    assert all(parameter.noise.norm > 0 for parameter in others)
+
+
 def test_a_wrong_divisor_shows_in_both(observed, clean, monkeypatch):
     right = DPOptimizerFastGradientClipping.scale_grad
 
@@ -126,10 +147,10 @@ def test_a_gradient_that_is_added_late_shows_in_that_parameter_alone(observed, c
         return done
 
     monkeypatch.setattr(DPOptimizerFastGradientClipping, "pre_step", pre_step)
-    ours, right_step = observed().steps[0], clean.steps[0]
-    assert_same(ours, right_step, "clipped_grad")
+    actual, right_step = observed().steps[0], clean.steps[0]
+    assert_same(actual, right_step, "clipped_grad")
     gaps = {
-        name: abs(ours.parameters[name].noise.total - right.noise.total)
+        name: abs(actual.parameters[name].noise.total - right.noise.total)
         for name, right in right_step.parameters.items()
     }
     assert [name for name, gap in gaps.items() if gap > 1e-4] == ["head.bias"]
@@ -145,10 +166,10 @@ def test_a_sum_that_loses_one_parameter_before_the_noise_shows_in_it_alone(obser
         self.params[-2].summed_grad.zero_()
 
     monkeypatch.setattr(DPOptimizerFastGradientClipping, "accumulate", accumulate)
-    ours, right_step = observed().steps[0], clean.steps[0]
-    lost = [name for name, parameter in ours.parameters.items() if parameter.clipped_grad.norm == 0]
+    actual, right_step = observed().steps[0], clean.steps[0]
+    lost = [name for name, parameter in actual.parameters.items() if parameter.clipped_grad.norm == 0]
     assert lost == ["head.weight"]
-    assert_same(ours, right_step, "noise")
+    assert_same(actual, right_step, "noise")
 
 
 def test_clip_factors_are_those_the_module_gave(clean, observed):

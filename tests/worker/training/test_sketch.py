@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worker.training.sketch import HEAD, PROJECTIONS, Part, Sketcher, signs, sketches
+from worker.training.sketch import HEAD, PROJECTIONS, LocalPart, Sketcher, signs, sketches
 
 CPU = torch.device("cpu")
 # Those of one shape are apart, because sketches are made shape by shape.
@@ -20,10 +20,10 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
 
 
 def measured(values: dict[str, torch.Tensor]) -> torch.Tensor:
-    return measured_parts([Part.of(name, value) for name, value in values.items()], list(values.values()))
+    return measured_parts([LocalPart.of(name, value) for name, value in values.items()], list(values.values()))
 
 
-def measured_parts(parts: list[Part], shards: list[torch.Tensor]) -> torch.Tensor:
+def measured_parts(parts: list[LocalPart], shards: list[torch.Tensor]) -> torch.Tensor:
     sketcher = Sketcher(parts, CPU, torch.float64 if shards[0].dtype == torch.float64 else torch.float32)
     sketcher.load(shards)
     return sketcher.measure()
@@ -51,7 +51,7 @@ def test_sketches_of_shards_add_up_to_that_of_the_whole(bounds):
         for name, value in values.items():
             rows = value.shape[0] if value.dim() else 1
             first, last = (round(bound * rows / 50) for bound in (start, stop))
-            parts.append(Part(name, tuple(value.shape), first, last - first))
+            parts.append(LocalPart(name, tuple(value.shape), first, last - first))
             shards.append(value[first:last] if value.dim() else value)
         total += measured_parts(parts, shards)
     assert torch.allclose(total, measured(values), rtol=1e-6, atol=1e-5)
@@ -61,7 +61,7 @@ def test_the_squares_of_projections_estimate_the_squared_norm():
     """Over many tensors of one kind the mean of 8 × 2000 squares is within 5 standard errors of ‖x‖²."""
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 0.1, 3.0, 1.0])
     names = [f"tensor {i}" for i in range(2_000)]
-    result = measured_parts([Part(name, (3, 4), 0, 3) for name in names], [x] * len(names))
+    result = measured_parts([LocalPart(name, (3, 4), 0, 3) for name in names], [x] * len(names))
     squares = result[:, :PROJECTIONS].square().mean(dim=1)
     error = squares.std().item() / math.sqrt(len(names))
     assert abs(squares.mean().item() - x.double().square().sum().item()) < 5 * error
@@ -111,7 +111,7 @@ def test_bfloat16_and_float64_are_measured_as_they_are():
 
 def test_the_buffer_holds_what_was_loaded_scaled_and_subtracted():
     first, second = tensors(8), tensors(9)
-    sketcher = Sketcher([Part.of(name, value) for name, value in first.items()], CPU)
+    sketcher = Sketcher([LocalPart.of(name, value) for name, value in first.items()], CPU)
     sketcher.load(list(first.values()))
     sketcher.scale([2.0] * len(first))
     sketcher.subtract([value.bfloat16() for value in second.values()])
