@@ -122,8 +122,10 @@ class _Audit:
 
     def __init__(self, pair: RecordPair):
         self._pair = pair
-        self._steps = [step for _, step in sorted(by_step(pair.actual).items())]
         self._workload = pair.comparison.workload
+        # Other numbers of steps have no σ; the gate `steps` finds them.
+        numbered = sorted(by_step(pair.actual).items())
+        self._steps = [step for number, step in numbered if 1 <= number <= self._workload.num_steps]
         self._dtype = pair.arms[0].dtype.value
         self.tests = list(self._tests())
         self.limit = -NormalDist().inv_cdf(FALSE_ALARM / max(1, len(self.tests)) / 2)

@@ -124,7 +124,7 @@ def rank_of_noise(pair: RecordPair, sides: StepSides) -> int | None:
         return None
     actual = parameters_of(sides[1])
     heads = [parameter.noise_heads for parameter in actual.values() if parameter.noise_heads]
-    if not heads:
+    if len({len(ranks) for ranks in heads}) != 1:  # none recorded, or not of the same ranks
         return None
     held = [any(ranks[rank] for ranks in heads) for rank in range(len(heads[0]))]
     noisy = [any(any(ranks[rank]) for ranks in heads) for rank in range(len(heads[0]))]
