@@ -123,6 +123,8 @@ def main():
         attempt(f"stream {path}", lambda path=path: connect(path, socket.SOCK_STREAM))
     for path in targets["datagrams"]:
         attempt(f"datagram {path}", lambda path=path: connect(path, socket.SOCK_DGRAM))
+    for path in targets["packets"]:
+        attempt(f"packets {path}", lambda path=path: connect(path, socket.SOCK_SEQPACKET))
     calls(targets)
     with open("reached.json", "w") as file:
         json.dump({"reached": reached, "failed": failed}, file)

@@ -42,24 +42,30 @@ class Servers:
         self._stack = stack
         self.streams: list[str] = []
         self.datagrams: list[str] = []
+        self.packets: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.streams) + len(self.datagrams) + len(self.packets)
 
     def at(self, folder: Path) -> None:
-        """One of each kind in a folder that is made if it is not there, open to all users."""
+        """One of each kind in a folder, which is made if it is not there, open to all users."""
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
         name = f"clipwatch-{secrets.token_hex(4)}"
         self.listen(str(folder / f"{name}.stream"), socket.SOCK_STREAM)
         self.listen(str(folder / f"{name}.datagram"), socket.SOCK_DGRAM)
+        self.listen(str(folder / f"{name}.packets"), socket.SOCK_SEQPACKET)
 
     def listen(self, address: str, kind: socket.SocketKind) -> None:
         server = self._stack.enter_context(socket.socket(socket.AF_UNIX, kind))
         server.bind(address)
-        if kind is socket.SOCK_STREAM:
+        if kind is not socket.SOCK_DGRAM:
             server.listen(8)
         if not address.startswith("\0"):
             os.chmod(address, 0o777)
             self._stack.callback(os.unlink, address)
-        (self.streams if kind is socket.SOCK_STREAM else self.datagrams).append(address)
+        known = {socket.SOCK_STREAM: self.streams, socket.SOCK_DGRAM: self.datagrams}
+        known.get(kind, self.packets).append(address)
 
 
 @pytest.fixture
@@ -74,7 +80,8 @@ def servers(tmp_path) -> Iterator[Servers]:
         made.at(Path("/tmp/clipwatch-attack"))
         if os.access("/run", os.W_OK):
             made.at(Path("/run/clipwatch-attack"))
-        made.listen(f"\0clipwatch-{secrets.token_hex(4)}", socket.SOCK_STREAM)
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            made.listen(f"\0clipwatch-{secrets.token_hex(4)}", kind)
         yield made
 
 
@@ -88,9 +95,8 @@ def shared() -> Iterator[int]:
 
 
 def targets(servers: Servers, key: int) -> str:
-    return json.dumps(
-        {"worker": os.getpid(), "shared": key, "streams": servers.streams, "datagrams": servers.datagrams}
-    )
+    kinds = {"streams": servers.streams, "datagrams": servers.datagrams, "packets": servers.packets}
+    return json.dumps({"worker": os.getpid(), "shared": key, **kinds})
 
 
 def test_an_arm_reaches_no_server_by_a_path_and_no_call_that_it_does_not_need(servers, shared, tmp_path):
@@ -109,7 +115,7 @@ def test_an_arm_reaches_no_server_by_a_path_and_no_call_that_it_does_not_need(se
         run_arm("arm", spec, own, launcher=launcher, observer=observer, stop=threading.Event(), source=source)
         written = json.loads((own / "reached.json").read_text())
         assert written["reached"] == {}
-        assert len(written["failed"]) == CALLS + len(servers.streams) + len(servers.datagrams)
+        assert len(written["failed"]) == CALLS + len(servers)
         assert EVERYTHING in observer.text
 
 
@@ -147,12 +153,12 @@ def confined(user: int, folder: Path, given: SandboxPlan, aims: str) -> dict[str
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("gpu", [False, True], ids=["CPU", "GPU"])
 def test_neither_root_nor_another_user_reaches_anything(servers, shared, tmp_path, user, gpu):
-    """An arm on GPUs may send datagrams to its other ranks, and finds no socket of the host."""
+    """An arm on GPUs may make sockets of two kinds for its ranks, and finds none of the host."""
     folder = tmp_path / "arm"
     given = plan(Isolation.REQUIRED, ResourceLimits(), [ROOT], [], [folder], gpu)
     written = confined(user, folder, given, targets(servers, shared))
     assert written["reached"] == {}
-    assert len(written["failed"]) == CALLS + len(servers.streams) + len(servers.datagrams)
+    assert len(written["failed"]) == CALLS + len(servers)
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -167,6 +173,7 @@ RANKS = """
 import array, json, os, socket
 first, second = socket.socketpair()
 names = [f"\\0rank-{number}" for number in range(2)]
+socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).bind("\\0cuda-uvmfd")
 ranks = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in names]
 for rank, name in zip(ranks, names):
     rank.bind(name)
@@ -182,7 +189,7 @@ print(os.pread(received[0], 6, 0).decode())
 
 @pytest.mark.parametrize("user", USERS)
 def test_ranks_on_gpus_pass_handles_of_memory_as_nccl_does(tmp_path, user):
-    """NCCL's ipcsocket.cc: datagrams between abstract names, with a file descriptor in each."""
+    """NCCL's ipcsocket.cc: datagrams between abstract names, with a file descriptor in each. CUDA has a socket too."""
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     folder = tmp_path / "arm"

@@ -127,7 +127,7 @@ def _layers(given: SandboxPlan) -> list[tuple[str, Callable[[], None]]]:
     if port:
         layers.append(("ports", lambda: _ports(port)))
     layers.append(("files", lambda: _files(given)))
-    layers.append(("system calls", lambda: seccomp.restrict(datagrams=given.gpu)))
+    layers.append(("system calls", lambda: seccomp.restrict(gpu=given.gpu)))
     return layers
 
 

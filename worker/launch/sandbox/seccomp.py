@@ -19,7 +19,7 @@ EPERM, ENOSYS = 1, 38
 NUMBER, MACHINE, ARGUMENT = 0, 4, 16
 X32 = 0x40000000
 UNIX, INET, INET6, NETLINK = 1, 2, 10, 16
-DATAGRAM, TYPE_BITS = 2, 0xF
+DATAGRAM, PACKETS, TYPE_BITS = 2, 5, 0xF
 # linux/sched.h: mount, cgroup, uts, ipc, user, pid and network namespaces.
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 INSERT_INPUT, LINUX_CONSOLE = 0x5412, 0x541C
@@ -70,24 +70,25 @@ MACHINES = {
 }
 
 
-def restrict(*, datagrams: bool) -> None:
+def restrict(*, gpu: bool) -> None:
     """Takes system calls away from this process and all that it starts. No new privileges must be set.
 
     Args:
-        datagrams: whether sockets of the family AF_UNIX may be made that send datagrams: NCCL passes handles of GPU
-            memory between the ranks of a host by those. All others of the family reach servers by a path.
+        gpu: whether sockets of the family AF_UNIX may be made that keep the bounds of messages. By datagrams NCCL
+            passes handles of GPU memory between the ranks of a host, and CUDA listens on a socket of sequenced packets
+            from its first call on. Streams, by which databases, Redis and Docker are reached, are never allowed.
 
     Raises:
         OSError: the kernel refused, or this kind of machine is not known here.
     """
-    code = program(platform.machine(), datagrams=datagrams)
+    code = program(platform.machine(), gpu=gpu)
     buffer = ctypes.create_string_buffer(code, len(code))
     # `struct sock_fprog`: the number of lines, and where they are.
     pointer = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     syscall(number_here(SECCOMP), ctypes.c_uint(SET_MODE_FILTER), ctypes.c_uint(ALL_THREADS), pointer)
 
 
-def program(name: str, *, datagrams: bool) -> bytes:
+def program(name: str, *, gpu: bool) -> bytes:
     """The filter for a kind of machine. A call with another architecture's numbers ends the process.
 
     Raises:
@@ -118,18 +119,20 @@ def program(name: str, *, datagrams: bool) -> bytes:
             _line(RETURN, ERRNO | EPERM),
         ],
     )
-    lines += _of_call(machine.socket, _socket_rules(datagrams))
+    lines += _of_call(machine.socket, _socket_rules(gpu))
     return b"".join([*lines, _line(RETURN, ALLOW)])
 
 
-def _socket_rules(datagrams: bool) -> list[bytes]:
+def _socket_rules(gpu: bool) -> list[bytes]:
     """TCP, UDP and netlink. AF_UNIX as `restrict` says; no other family, such as AF_VSOCK, has a namespace."""
     rules = [_load(0)]
     for family in (INET, INET6, NETLINK):
         rules += [_line(JUMP_EQUAL, family, 0, 1), _line(RETURN, ALLOW)]
-    if datagrams:
-        kind = [_load(1), _line(AND, TYPE_BITS), _line(JUMP_EQUAL, DATAGRAM, 0, 1), _line(RETURN, ALLOW)]
-        rules += [_line(JUMP_EQUAL, UNIX, 0, len(kind)), *kind]
+    if gpu:
+        kinds = [_load(1), _line(AND, TYPE_BITS)]
+        for kind in (DATAGRAM, PACKETS):
+            kinds += [_line(JUMP_EQUAL, kind, 0, 1), _line(RETURN, ALLOW)]
+        rules += [_line(JUMP_EQUAL, UNIX, 0, len(kinds)), *kinds]
     return [*rules, _line(RETURN, ERRNO | EPERM)]
 
 
