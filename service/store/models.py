@@ -91,17 +91,17 @@ class ComparisonRow(Base):
 
     @property
     def gates(self) -> list["GateRow"]:
-        """Those of the deciding attempt."""
+        """The gates of the deciding attempt."""
         return self.deciding_attempt.gates if self.deciding_attempt else []
 
     @property
     def findings(self) -> list["FindingRow"]:
-        """Those of the deciding attempt."""
+        """The findings of the deciding attempt."""
         return self.deciding_attempt.findings if self.deciding_attempt else []
 
     @property
     def artifacts(self) -> list["ArtifactRow"]:
-        """Those of the deciding attempt."""
+        """The artifacts of the deciding attempt."""
         return self.deciding_attempt.artifacts if self.deciding_attempt else []
 
 

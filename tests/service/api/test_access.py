@@ -183,8 +183,8 @@ def test_an_open_service_answers_this_machine_alone(settings, client, headers) -
     assert client.get(COMPARISONS, headers={"Host": "127.0.0.1:8000"}).status_code == 200
     # A delivery proves by its signature where it comes from.
     assert client.post("/webhooks/github", headers=headers).status_code != 421
-    with TestClient(create_app(settings.model_copy(update={"auth": "off"}))) as told:
-        assert told.get(COMPARISONS, headers=headers).status_code == 200
+    with TestClient(create_app(settings.model_copy(update={"auth": "off"}))) as open_to_all:
+        assert open_to_all.get(COMPARISONS, headers=headers).status_code == 200
 
 
 def test_another_site_cannot_have_a_browser_act(client) -> None:

@@ -1,4 +1,4 @@
-"""A program that is told to end many times at once ends."""
+"""A program that gets many signals to end at once ends."""
 
 import signal
 import subprocess

@@ -61,9 +61,9 @@ def test_it_serves_conducts_and_ends_with_all_that_it_started(settings, tmp_path
         until(lambda: any(arm["step"] for one in get(settings, path)["attempts"] for arm in one["arms"]), 60)
         family = up.family()
         assert len(family) >= 6
-        told = time.monotonic()
+        signalled = time.monotonic()
         assert up.end(signal.SIGINT) == 0
-        assert time.monotonic() - told < 15
+        assert time.monotonic() - signalled < 15
         until(lambda: not alive(family), 5)
     with running(["up", "--no-worker"], settings, tmp_path / "again.log") as up:
         up.says(READY)

@@ -152,12 +152,12 @@ class TestPruneArms:
 
 
 class TestPruneChecks:
-    """Checks, what is told of them, and what was heard."""
+    """Checks, their reports, and deliveries."""
 
     TARGET = Target(repository="me/opacus", branch="main", sha="a" * 40)
 
     def queue_check(self, database, settings) -> tuple[int, str]:
-        """A check of one comparison, and what is to be told of it."""
+        """A check of one comparison, and a report about it."""
         with database.write() as session:
             suite = Suite(name="s", comparisons=(tiny("only"),))
             (row,) = queue_checks(session, settings, self.TARGET, [suite])
@@ -166,7 +166,7 @@ class TestPruneChecks:
             )
             return row.id, row.entries[0].comparison.public_id
 
-    def hear(self, database, number: int, branch: str) -> None:
+    def deliver(self, database, number: int, branch: str) -> None:
         document = Delivery(f"guid {number}", "watch", "push", "me/opacus", {}, branch=branch, sha="a" * 40)
         with database.write() as session:
             deliveries, moment = DeliveryRepository(session), now(session)
@@ -192,7 +192,7 @@ class TestPruneChecks:
 
     def test_the_newest_delivery_of_a_branch_stays_and_what_is_not_handled_does(self, settings, database) -> None:
         for number, branch in enumerate(["main", "main", "main", "dev"]):
-            self.hear(database, number, branch)
+            self.deliver(database, number, branch)
         with database.write() as session:
             assert DeliveryRepository(session).remember(
                 Delivery("waits", "watch", "push", "me/opacus", {}, branch="main", sha="a" * 40), now(session)
@@ -217,7 +217,7 @@ class TestBackup:
         artifacts.mkdir(parents=True)
         (artifacts / "loss.png").write_bytes(b"PNG")
         here = {"CLIPWATCH_DATABASE_URL": settings.database_url, "CLIPWATCH_DATA_DIR": str(settings.folder)}
-        with database.write():  # somebody is in the middle of writing
+        with database.write():  # another process is in the middle of writing
             done = run("backup", str(tmp_path / "kept"), **here)
         assert done.exit_code == 0, done.stderr
         assert run("backup", str(tmp_path / "kept"), **here).exit_code == 2

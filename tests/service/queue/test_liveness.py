@@ -1,4 +1,4 @@
-"""LivenessMonitor is measured on the watcher's own clock; what the database's says does not matter."""
+"""Liveness is measured on the clock of the monitor's process; the clock of the database does not matter."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
 class Watch:
-    """A watcher whose clock the test moves, and one lease of 30 seconds."""
+    """A monitor whose clock the test moves, and one lease of 30 seconds."""
 
     def __init__(self) -> None:
         self.seconds = 1_000.0
@@ -22,7 +22,7 @@ class Watch:
         return bool(self._liveness.expired([HeldLease("token", heartbeat_at, timedelta(seconds=30))]))
 
 
-def test_a_lease_that_is_not_renewed_is_past_after_its_duration() -> None:
+def test_a_lease_that_is_not_renewed_expires_after_its_duration() -> None:
     watch = Watch()
     assert [watch.expired(NOON, after) for after in (0, 29, 1)] == [False, False, True]
 

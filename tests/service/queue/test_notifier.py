@@ -1,4 +1,4 @@
-"""The notifier on both brokers: no ring is lost, doubled or torn, and a dead broker fails no request."""
+"""The notifier on both brokers: no notification is lost, doubled or torn, and a dead broker fails no request."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from kombu.exceptions import KombuError
 from service.queue import LOOK, NotificationBatcher, Notifier
 from service.queue.notifier import MOST_TOGETHER
 from service.settings import Settings
-from tests.service.queue.listening import listen
+from tests.service.queue.consumer import consume
 
 
 @pytest.fixture(params=["embedded", "redis"])
@@ -19,55 +19,57 @@ def broker(request, tmp_path) -> Settings:
     return Settings(data_dir=tmp_path, broker_url=url)
 
 
-def test_every_ring_is_heard_exactly_once(broker) -> None:
-    heard, rung, rings = [], threading.Event(), 90
+def test_every_notification_is_received_exactly_once(broker) -> None:
+    received, all_sent, total = [], threading.Event(), 90
     # Long, so that a message that is read while it is written would be read torn.
     padding = "x" * 300_000
-    listeners = [threading.Thread(target=lambda: heard.extend(listen(broker, over=rung.is_set))) for _ in range(3)]
+    consumers = [
+        threading.Thread(target=lambda: received.extend(consume(broker, over=all_sent.is_set))) for _ in range(3)
+    ]
 
-    def ring(who: int) -> None:
+    def send(sender: int) -> None:
         notifier = Notifier(broker)
-        assert all(notifier.notify(f"{who}-{number}-{padding}") for number in range(rings // 3))
+        assert all(notifier.notify(f"{sender}-{number}-{padding}") for number in range(total // 3))
         notifier.close()
 
-    ringers = [threading.Thread(target=ring, args=(who,)) for who in range(3)]
-    for thread in listeners + ringers:
+    senders = [threading.Thread(target=send, args=(sender,)) for sender in range(3)]
+    for thread in consumers + senders:
         thread.start()
-    for thread in ringers:
+    for thread in senders:
         thread.join()
-    rung.set()
-    for thread in listeners:
+    all_sent.set()
+    for thread in consumers:
         thread.join(30)
-    counted = Counter(heard)
-    assert len(counted) == rings
+    counted = Counter(received)
+    assert len(counted) == total
     assert set(counted.values()) == {1}
     assert {task for task, _ in counted} == {LOOK}
 
 
-def test_embedded_rings_are_heard_in_order_and_survive_a_restart(tmp_path) -> None:
+def test_embedded_notifications_are_received_in_order_and_survive_a_restart(tmp_path) -> None:
     settings = Settings(data_dir=tmp_path)
     for number in range(5):
         notifier = Notifier(settings)
         notifier.notify(str(number))
         notifier.close()
-    assert [public_id for _, public_id in listen(settings)] == list("01234")
+    assert [public_id for _, public_id in consume(settings)] == list("01234")
 
 
-def test_many_at_once_share_bells(broker) -> None:
-    ringer, ids = NotificationBatcher(Notifier(broker)), [f"cmp_{number}" for number in range(120)]
+def test_many_at_once_share_messages(broker) -> None:
+    batcher, ids = NotificationBatcher(Notifier(broker)), [f"cmp_{number}" for number in range(120)]
     for public_id in ids:
-        ringer.notify(public_id)
-    ringer.close()
-    bells = [heard for _, *heard in listen(broker)]
-    assert [public_id for heard in bells for public_id in heard] == ids
-    assert max(map(len, bells)) == MOST_TOGETHER
+        batcher.notify(public_id)
+    batcher.close()
+    messages = [ids_of_one for _, *ids_of_one in consume(broker)]
+    assert [public_id for message in messages for public_id in message] == ids
+    assert max(map(len, messages)) == MOST_TOGETHER
 
 
 def test_a_broker_that_is_there_passes_the_check(broker) -> None:
     Notifier(broker).check()
 
 
-def test_a_dead_broker_is_soon_noticed_and_fails_nobody(tmp_path) -> None:
+def test_a_dead_broker_is_soon_noticed_and_fails_no_request(tmp_path) -> None:
     notifier = Notifier(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0"))
     begun = time.monotonic()
     assert notifier.notify("cmp_1") is False
@@ -77,9 +79,9 @@ def test_a_dead_broker_is_soon_noticed_and_fails_nobody(tmp_path) -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_it_knows_how_many_rings_nobody_has_heard(broker) -> None:
+def test_it_knows_how_many_notifications_wait(broker) -> None:
     notifier = Notifier(broker)
-    listen(broker)
+    consume(broker)
     before = notifier.waiting()
     for number in range(3):
         notifier.notify(str(number))

@@ -1,4 +1,4 @@
-"""The sweeper takes back what expired and rings again for what waits, in time."""
+"""The sweeper reclaims expired attempts and repeats notifications, in time."""
 
 import threading
 from datetime import timedelta
@@ -10,7 +10,7 @@ from service.queue import Notifier, Sweeper, SweepResult
 from service.settings import Settings
 from service.store import AttemptRepository, ComparisonRepository, Status, now
 from tests.service.documents import tiny
-from tests.service.queue.listening import listen
+from tests.service.queue.consumer import consume
 from tests.waiting import until
 
 
@@ -26,8 +26,8 @@ def notifier(settings):
     opened.close()
 
 
-def rings(settings) -> list[str]:
-    return [public_id for _, public_id in listen(settings)]
+def notified(settings) -> list[str]:
+    return [public_id for _, public_id in consume(settings)]
 
 
 def claim(database, public_id, lease):
@@ -45,35 +45,35 @@ def make_due(database, public_id) -> None:
         ComparisonRepository(session).get(public_id).ring_after = now(session) - timedelta(seconds=1)
 
 
-def test_a_lost_ring_is_rung_again_once_it_is_due(database, notifier, settings) -> None:
+def test_a_lost_notification_is_repeated_when_it_is_due(database, notifier, settings) -> None:
     public_id = submit(database, notifier, settings, tiny()).row.public_id
-    assert rings(settings) == [public_id]
+    assert notified(settings) == [public_id]
     sweeper = Sweeper(database, notifier, settings)
     assert sweeper.sweep() == SweepResult(0, 0)
     make_due(database, public_id)
     assert sweeper.sweep() == SweepResult(0, 1)
     assert sweeper.sweep() == SweepResult(0, 0)
-    assert rings(settings) == [public_id]
+    assert notified(settings) == [public_id]
 
 
-def test_it_rings_for_no_more_than_busy_workers_leave_room_for(database, notifier, settings) -> None:
+def test_it_sends_no_more_notifications_than_busy_workers_leave_room_for(database, notifier, settings) -> None:
     ids = [submit(database, notifier, settings, tiny()).row.public_id for _ in range(25)]
     sweeper = Sweeper(database, notifier, settings)
     for public_id in ids:
         make_due(database, public_id)
     assert sweeper.sweep() == SweepResult(0, 0)
-    assert rings(settings) == ids
+    assert notified(settings) == ids
     assert sweeper.sweep() == SweepResult(0, 20)
-    assert rings(settings) == ids[:20]
+    assert notified(settings) == ids[:20]
 
 
-def test_an_expired_attempt_is_queued_and_rung_for_in_one_sweep(database, notifier, settings) -> None:
+def test_an_expired_attempt_is_queued_and_notified_of_in_one_sweep(database, notifier, settings) -> None:
     public_id = submit(database, notifier, settings, tiny()).row.public_id
-    rings(settings)
+    notified(settings)
     claim(database, public_id, timedelta(seconds=-1))
     assert Sweeper(database, notifier, settings).sweep() == SweepResult(1, 1)
     assert row(database, public_id).status == Status.QUEUED
-    assert rings(settings) == [public_id]
+    assert notified(settings) == [public_id]
 
 
 def test_an_attempt_that_lives_is_left_alone(database, notifier, settings) -> None:
@@ -83,7 +83,7 @@ def test_an_attempt_that_lives_is_left_alone(database, notifier, settings) -> No
     assert row(database, public_id).status == Status.RUNNING
 
 
-def test_many_sweepers_at_once_take_back_once(database, notifier, settings) -> None:
+def test_many_sweepers_at_once_reclaim_once(database, notifier, settings) -> None:
     public_id = submit(database, notifier, settings, tiny()).row.public_id
     claim(database, public_id, timedelta(seconds=-1))
     barrier, swept = threading.Barrier(4), []
@@ -100,7 +100,7 @@ def test_many_sweepers_at_once_take_back_once(database, notifier, settings) -> N
     assert (sum(one.reclaimed for one in swept), sum(one.notified for one in swept)) == (1, 1)
 
 
-def test_it_sweeps_until_it_is_told_to_stop_and_survives_a_failing_sweep(database, notifier, settings, caplog) -> None:
+def test_it_sweeps_until_it_is_stopped_and_survives_a_failing_sweep(database, notifier, settings, caplog) -> None:
     public_id = submit(database, notifier, settings, tiny()).row.public_id
     with database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE attempts RENAME TO hidden")

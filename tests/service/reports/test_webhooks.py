@@ -45,16 +45,16 @@ def check(client, reconciler, finish):
     return run
 
 
-def test_only_transitions_are_told_and_signed(check, github) -> None:
+def test_only_transitions_are_sent_and_signed(check, github) -> None:
     check(A, Verdict.PASSED, Verdict.PASSED)
     check(B, Verdict.PASSED, Verdict.PASSED)
     assert github.hooks == []
     check(C, Verdict.PASSED, Verdict.FAILED)
     signed, slack = sorted(github.hooks, key=lambda hook: "x-hub-signature-256" not in hook.headers)
     assert is_signed([SHARED], signed.body, signed.headers["x-hub-signature-256"])
-    told = json.loads(signed.body)
-    assert (told["sha"], told["verdict"]) == (C, "failed")
-    assert told["transitions"] == [{"entry": "flash, flash_fsdp 2", "transition": "newly failing", "verdict": "failed"}]
+    sent = json.loads(signed.body)
+    assert (sent["sha"], sent["verdict"]) == (C, "failed")
+    assert sent["transitions"] == [{"entry": "flash, flash_fsdp 2", "transition": "newly failing", "verdict": "failed"}]
     assert "flash, flash_fsdp 2: newly failing" in json.loads(slack.body)["text"]
     check("d" * 40, Verdict.PASSED, Verdict.FAILED)
     assert len(github.hooks) == 2
@@ -63,7 +63,7 @@ def test_only_transitions_are_told_and_signed(check, github) -> None:
     assert sum("flash, flash_fsdp 2: fixed" in hook.body.decode() for hook in github.hooks) == 1
 
 
-def test_a_listener_that_is_away_is_told_later(check, github, reconciler, database) -> None:
+def test_a_notice_to_a_listener_that_is_away_is_sent_later(check, github, reconciler, database) -> None:
     github.failures += [(503, {}), (429, {"Retry-After": "0"})]
     check(A, Verdict.FAILED, Verdict.PASSED)
     with database.read() as session:

@@ -103,17 +103,17 @@ def due(database, seconds, limit=20):
         )
 
 
-def test_the_bell_is_due_at_even_intervals_also_when_the_clock_was_set_back(database) -> None:
+def test_a_notification_is_due_at_even_intervals_also_when_the_clock_was_set_back(database) -> None:
     (public_id,) = add(database, tiny())
-    rung = [second for second in range(0, 35, 5) if due(database, second)]
-    assert rung == [0, 10, 20, 30]
-    rung = [second for second in range(-86_400, -86_380, 5) if due(database, second)]
-    assert rung == [-86_400, -86_390]
+    times = [second for second in range(0, 35, 5) if due(database, second)]
+    assert times == [0, 10, 20, 30]
+    times = [second for second in range(-86_400, -86_380, 5) if due(database, second)]
+    assert times == [-86_400, -86_390]
     finish(database, public_id)
     assert due(database, 100_000) == []
 
 
-def test_the_oldest_are_rung_for_first(database) -> None:
+def test_the_oldest_are_notified_of_first(database) -> None:
     ids = add(database, *(tiny() for _ in range(3)))
     assert due(database, 0, limit=2) == ids[:2]
     assert due(database, 0, limit=2) == ids[2:]

@@ -1,4 +1,4 @@
-"""Hosts: reserved all or none, never twice, never when silent, and free when their attempt is over."""
+"""Hosts: reserved all or none, never twice, never without a heartbeat, and free when their attempt is over."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -54,7 +54,7 @@ def claim(database: Database, head: str, count: int, *, public_id: str = "", gpu
 def holders(database: Database) -> dict[str, int | None]:
     """Of each host, as which node it is held."""
     with database.read() as session:
-        return {sight.host.name: sight.node for sight in HostRepository(session).all(NOON)}
+        return {status.host.name: status.node for status in HostRepository(session).all(NOON)}
 
 
 def asked(database: Database, attempt: Claim, nodes) -> list[int]:
@@ -112,7 +112,7 @@ def test_who_waits_for_hosts_comes_before_younger_ones(database) -> None:
     assert holders(database) == {"2": 0, "1": 1, "3": 2}
 
 
-def test_silent_hosts_and_those_with_too_few_gpus_are_not_taken(database) -> None:
+def test_hosts_without_a_heartbeat_and_those_with_too_few_gpus_are_not_taken(database) -> None:
     registered(database, "1", "2", gpus=2)
     registered(database, "3", gpus=1)
     with pytest.raises(NoHosts, match=r"it needs 3 hosts with 2 GPUs each; 2 are there"):
@@ -122,11 +122,11 @@ def test_silent_hosts_and_those_with_too_few_gpus_are_not_taken(database) -> Non
     assert [node.host.name for node in nodes] == ["1", "3"]
     with database.write() as session:
         HostRepository(session).leave(incarnations["3"], LATER)
-        sights = {sight.host.name: sight.alive for sight in HostRepository(session).all(LATER)}
-    assert sights == {"1": True, "2": False, "3": False}
+        alive = {status.host.name: status.alive for status in HostRepository(session).all(LATER)}
+    assert alive == {"1": True, "2": False, "3": False}
 
 
-def test_one_not_heard_of_for_half_of_its_lease_is_there_and_not_taken(database) -> None:
+def test_one_without_a_heartbeat_for_half_of_its_lease_is_there_and_not_taken(database) -> None:
     registered(database, "1", "2")
     half = NOON + LEASE / 2
     registered(database, "1", at=half)
@@ -216,7 +216,7 @@ def test_an_agent_is_begun_once_by_the_host_it_is_for_and_not_after_its_attempt(
     assert begun(database, agent, hosts["2"]) is None
 
 
-def test_agents_stop_when_told_to_and_say_how_they_ended(database) -> None:
+def test_agents_stop_on_request_and_say_how_they_ended(database) -> None:
     hosts = registered(database, "1", "2", "3")
     attempt, nodes = claim(database, "1", 3)
     ids = asked(database, attempt, nodes)
@@ -247,8 +247,8 @@ def test_a_second_worker_of_a_name_takes_the_host_over(database) -> None:
         assert not HostRepository(session).heartbeat(before["2"], NOON, LEASE)
         assert HostRepository(session).heartbeat(after["2"], NOON, LEASE)
         assert not AgentRepository(session).heartbeat(agent, before["2"], NOON)
-        (sight,) = AgentRepository(session).statuses([agent])
-    assert (sight.state, sight.end.exit_status) == (AgentState.ENDED, None)
+        (status,) = AgentRepository(session).statuses([agent])
+    assert (status.state, status.end.exit_status) == (AgentState.ENDED, None)
 
 
 def test_what_waits_for_hosts_for_too_long_is_given_up(database) -> None:

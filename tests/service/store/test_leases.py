@@ -144,7 +144,7 @@ def test_an_expired_lease_is_taken_back_once_and_its_late_owner_is_refused(datab
     assert comparison(database, queued).verdict == Verdict.FAILED
 
 
-def test_an_owner_that_was_heard_of_in_the_meantime_keeps_the_lease(database, queued) -> None:
+def test_an_owner_that_renewed_in_the_meantime_keeps_the_lease(database, queued) -> None:
     claimed = claim(database, queued)
     late = NOON + LEASE + timedelta(seconds=1)
     (before,) = held(database)
@@ -271,7 +271,7 @@ def test_what_is_lost_together_again_and_again_comes_back_apart(database, queued
     assert waits[0] == {timedelta(0)}
     assert len(waits[1]) == 2
     assert all(timedelta(0) <= wait <= LEASE for wait in waits[1])
-    # Bells that were rung before are still heard.
+    # Earlier notifications still arrive, and must not lead to an earlier claim.
     due = comparison(database, queued).ring_after
     assert claim(database, queued, at=due - timedelta(seconds=0.001)) is None
     assert claim(database, queued, at=due) is not None

@@ -134,7 +134,7 @@ class Conductor:
         return claim
 
     def beat(self, claim: Claim, phase: str, step: int = 0, log: str = "", role: str = "reference") -> bool | None:
-        """A heartbeat with progress and new log. Whether a cancel was asked for."""
+        """A heartbeat with progress and new log. Whether a cancel is requested."""
         progress = AttemptProgress(phase, {role: ArmProgress(step, start_of())})
         with self.database.write() as session:
             asked = AttemptRepository(session).heartbeat(claim.token, now(session), LEASE, progress)

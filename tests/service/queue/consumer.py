@@ -1,4 +1,4 @@
-"""A consumer of the notifier that acknowledges at once, as a worker does."""
+"""A consumer of notifications that acknowledges each at once, as a worker does."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from service.settings import Settings
 QUIET_SECONDS = 0.4
 
 
-def listen(settings: Settings, *, over: Callable[[], bool] = lambda: True) -> list[tuple[str, ...]]:
-    """Takes (task, id, further ids) messages off the broker until it is quiet and `over`."""
-    heard: list[tuple[str, ...]] = []
+def consume(settings: Settings, *, over: Callable[[], bool] = lambda: True) -> list[tuple[str, ...]]:
+    """Receives (task, id, further ids) messages until none comes for `QUIET_SECONDS` and `over` is true."""
+    received: list[tuple[str, ...]] = []
     with make_celery(settings).connection_for_read() as connection:
         queue = connection.SimpleQueue(QUEUE)
         while True:
@@ -21,6 +21,6 @@ def listen(settings: Settings, *, over: Callable[[], bool] = lambda: True) -> li
                     break
                 continue
             message.ack()
-            heard.append((message.headers["task"], *message.payload[0]))
+            received.append((message.headers["task"], *message.payload[0]))
         queue.close()
-    return heard
+    return received
