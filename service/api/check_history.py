@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from service.api.check_schemas import CheckHistory, CheckSummary, EntryHealth
-from service.contract import Run, Verdict, health
+from service.contract import EntryRun, Verdict, health
 from service.store import BranchSuite, CheckRow
 
 
@@ -26,7 +26,7 @@ def entry_health(name: str, rows: Sequence[CheckRow]) -> EntryHealth:
     """The health of one entry over `rows`, newest first. Its verdict is absent if the newest check lacks the entry."""
     comparisons = [(row, entry.comparison) for row in reversed(rows) for entry in row.entries if entry.name == name]
     runs = [
-        Run(row.sha, Verdict(comparison.verdict), comparison.finished_at)
+        EntryRun(row.sha, Verdict(comparison.verdict), comparison.finished_at)
         for row, comparison in comparisons
         if comparison.verdict and comparison.finished_at
     ]

@@ -1,4 +1,4 @@
-"""What every model of the contract shares."""
+"""The base of every model of the contract."""
 
 import json
 from typing import Any
@@ -13,5 +13,5 @@ class StrictModel(BaseModel):
 
 
 def plain(document: StrictModel | None) -> dict[str, Any] | None:
-    """`document` as what any JSON parser gives back: strings in place of NaN and infinity."""
+    """`document` as plain JSON values, with strings in place of NaN and infinity."""
     return None if document is None else json.loads(document.model_dump_json())

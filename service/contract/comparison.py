@@ -7,7 +7,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from service.contract.arm import Arm, Dtype, Mode
 from service.contract.base import StrictModel
-from service.contract.limits import DEFAULTS, GRAD_NORM_FACTOR
+from service.contract.limits import DEFAULT_LIMITS, GRAD_NORM_FACTOR
 from service.contract.workload import Workload
 
 # The two arms that a comparison names, in the order in which they are shown.
@@ -75,7 +75,7 @@ class Comparison(StrictModel):
         if self.bitwise:
             return Tolerances(**dict.fromkeys(Tolerances.model_fields, 0.0))
         given = self.tolerances
-        arms = [DEFAULTS[arm.dtype] for arm in self.arms.values()]
+        arms = [DEFAULT_LIMITS[arm.dtype] for arm in self.arms.values()]
         loss = max(arm.loss for arm in arms) if given.loss is None else given.loss
         defaults = {"loss": loss, "grad_norm": GRAD_NORM_FACTOR * loss, "parameter_norm": loss}
         for name in ("sample", "gradient", "noise", "update"):

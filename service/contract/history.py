@@ -1,4 +1,4 @@
-"""What became of a suite's entry from one check to the next. Pure: verdicts in, words out."""
+"""How a suite's entry changes from one check to the next. Pure functions of verdicts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BAD = frozenset({Verdict.FAILED, Verdict.ERROR})
 
 
 class Transition(StrEnum):
-    """How an entry stands to what it was before. One that goes on passing has none."""
+    """How an entry changed since the check before. An entry that still passes has none."""
 
     NEWLY_FAILING = "newly failing"
     STILL_FAILING = "still failing"
@@ -21,15 +21,15 @@ class Transition(StrEnum):
     GONE = "gone"
 
 
-# Those that somebody should hear of. A new entry that passes is none of them.
+# Transitions to report to users. A new entry that passes is not one of them.
 NEWS = frozenset({Transition.NEWLY_FAILING, Transition.FIXED, Transition.GONE})
 
 
 def transition(before: Verdict | None, after: Verdict | None) -> Transition | None:
-    """What happened between two decided verdicts of an entry; None is an entry that is not there.
+    """The transition between two decided verdicts of an entry; the verdict of an absent entry is None.
 
-    A commit without the mode (`unsupported`) is one without the entry. Failed and error are both failing.
-    `cancelled` says nothing about a commit: leave it out before.
+    An entry whose mode the commit lacks (`unsupported`) counts as absent. Failed and error are both failing.
+    `cancelled` says nothing about a commit: callers leave it out.
     """
     was, now = _there(before), _there(after)
     if now in BAD:
@@ -42,9 +42,9 @@ def transition(before: Verdict | None, after: Verdict | None) -> Transition | No
 
 
 def transitions(before: Mapping[str, Verdict] | None, after: Mapping[str, Verdict]) -> dict[str, Transition]:
-    """By entry, between two checks; entries that say nothing new or were cancelled are left out.
+    """The transition of each entry between two checks; entries without one and cancelled entries are left out.
 
-    Without a check before, failing entries are newly failing and all others new.
+    Without an earlier check, failing entries are newly failing and all others are new.
     """
     known = before or {}
     names = [*after, *(name for name in known if name not in after)]
@@ -57,7 +57,7 @@ def transitions(before: Mapping[str, Verdict] | None, after: Mapping[str, Verdic
 def last_decided(checks: Iterable[Mapping[str, Verdict]]) -> dict[str, Verdict]:
     """Each entry's last verdict that was not `cancelled`, over checks from the oldest to the newest.
 
-    Entries that the newest check does not have, and that an earlier check saw go, are not there.
+    Entries that the newest check lacks are left out, and so are verdicts from before an entry was removed.
     """
     known: dict[str, Verdict] = {}
     for check in checks:
@@ -68,7 +68,7 @@ def last_decided(checks: Iterable[Mapping[str, Verdict]]) -> dict[str, Verdict]:
 
 
 @dataclass(frozen=True)
-class Run:
+class EntryRun:
     """One decided run of an entry: on which commit, how it ended, when."""
 
     sha: str
@@ -77,11 +77,11 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Health:
-    """How an entry has been doing over `runs` runs.
+class EntryHealth:
+    """The record of an entry over `runs` runs.
 
     `flips`: changes between passing and failing from run to run. `contradictions`: commits that both passed and
-    failed. `red_since`: end of the first failing run after the last one that passed; absent while it passes.
+    failed. `red_since`: end of the first failing run after the last one that passed; None while it passes.
     """
 
     runs: int
@@ -96,7 +96,7 @@ class Health:
         return self.flips / (self.runs - 1) if self.runs > 1 else 0.0
 
 
-def health(runs: Sequence[Run]) -> Health:
+def health(runs: Sequence[EntryRun]) -> EntryHealth:
     """The health of an entry from its runs, oldest first. Only passed, failed and error count."""
     decided = [run for run in runs if run.verdict in BAD or run.verdict is Verdict.PASSED]
     bad = [run.verdict in BAD for run in decided]
@@ -105,7 +105,7 @@ def health(runs: Sequence[Run]) -> Health:
     failing = {run.sha for run in decided if run.verdict in BAD}
     last_passed = max((index for index, failed in enumerate(bad) if not failed), default=None)
     red = decided[0 if last_passed is None else last_passed + 1 :]
-    return Health(
+    return EntryHealth(
         runs=len(decided),
         flips=flips,
         contradictions=len(passing & failing),

@@ -36,7 +36,7 @@ class ArmSpec(StrictModel):
 
 
 class Sketch(StrictModel):
-    """A tensor in a few numbers, the same for every sharding up to rounding."""
+    """A tensor in a few numbers, which are the same for every sharding, up to rounding."""
 
     norm: float = Field(description="L2 norm")
     total: float = Field(description="Sum of all elements")
@@ -52,14 +52,14 @@ class ParameterStart(StrictModel):
 
 
 class ArmStart(StrictModel):
-    """The first line of a record: what ran, on what."""
+    """The first line of a record: what ran, and where."""
 
     event: Literal["start"] = "start"
     num_parameters: int = Field(description="Trainable parameters of the whole model, unsharded")
     num_steps: int = Field(description="Optimizer steps this run is going to take")
     world_size: int
     device: str = Field(description="Name of the device of rank 0")
-    kernels: str | None = Field(None, description="triton, torch or native for flash modes, otherwise nothing")
+    kernels: str | None = Field(None, description="triton, torch or native for flash modes, otherwise absent")
     versions: dict[str, str] = Field(description="python, torch, opacus, triton, clipwatch")
     parameters: dict[str, ParameterStart] | None = Field(
         None, description="By name, every trainable parameter before the first step"
@@ -131,7 +131,7 @@ class ArmEnd(StrictModel):
 
 
 class ErrorKind(StrEnum):
-    """Why an arm did not run to its end."""
+    """Why an arm did not finish."""
 
     UNSUPPORTED = "unsupported"
     OUT_OF_MEMORY = "out_of_memory"
@@ -140,7 +140,7 @@ class ErrorKind(StrEnum):
     TIME_LIMIT = "time_limit"
     CRASH = "crash"
     LIMIT = "limit"
-    HOST = "host"  # a host of several was lost, or the way to it: the arm is not to blame
+    HOST = "host"  # one of several hosts, or the connection to it, was lost: no fault of the arm
     CANCELLED = "cancelled"
 
     @property

@@ -1,4 +1,4 @@
-"""The rules: which commits of a repository are checked with what, and who may have code run."""
+"""The rules: which commits are checked with which suites, and who may approve that code is run."""
 
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -11,7 +11,7 @@ from service.contract.check import REPOSITORY
 
 
 class Pulls(StrEnum):
-    """Which pull requests run unasked. Those of forks never do: they wait for a maintainer, or are left out."""
+    """Which pull requests are checked without approval. Those of forks never are: a maintainer must approve them."""
 
     NONE = "none"
     APPROVED = "approved"
@@ -19,7 +19,7 @@ class Pulls(StrEnum):
 
 
 class Rule(StrictModel):
-    """Suites for the commits that fit: all of branch, kind and paths must."""
+    """Suites for the commits that match in branch, kind and paths."""
 
     branches: tuple[str, ...] = Field(
         min_length=1, description="Patterns of branches pushed to and merged into; * is any text, / included"
@@ -40,7 +40,7 @@ class Rule(StrictModel):
         return any(fnmatchcase(branch, pattern) for pattern in self.branches)
 
     def has_path(self, changed: tuple[str, ...] | None) -> bool:
-        """Whether a changed file matters. What changed may be unknown (None): then it does."""
+        """Whether a changed file matches `paths`; True if the changed files are not known (None)."""
         if not self.paths or changed is None:
             return True
         return any(GitIgnoreSpec.from_lines(self.paths).match_files(changed))

@@ -10,8 +10,8 @@ Shares = list[list[range]]
 def deal(workload: Workload, batch_size: int, world_size: int) -> Shares:
     """Which samples of a global batch each rank computes: `deal(...)[virtual step][rank]`.
 
-    The batch is cut into `virtual_steps` parts, or fewer where there are fewer samples but never none, and each part
-    is dealt to the ranks. Parts, and in them shares, are contiguous and in order.
+    The batch is cut into `virtual_steps` parts, or into fewer if it has fewer samples, but into at least one. Each part
+    is divided among the ranks. Parts, and the shares of a part, are contiguous and in order.
     """
     parts = _cut(range(batch_size), [1] * max(1, min(workload.virtual_steps, batch_size)))
     return [_cut(part, _weights(workload.slices, world_size)) for part in parts]

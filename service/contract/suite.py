@@ -1,4 +1,4 @@
-"""The suite: a named list of comparisons; what a commit is checked with."""
+"""The suite: a named list of comparisons with which a commit is checked."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from service.contract.comparison import Comparison
 
 
 class Suite(StrictModel):
-    """Comparisons that are run together. Each has a name of its own."""
+    """Comparisons that are run together. Each has a different name."""
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = Field("", max_length=2_000)

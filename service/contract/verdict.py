@@ -1,4 +1,4 @@
-"""What the judge says: gates, findings and the verdict."""
+"""The result of the judge: gates, findings and the verdict."""
 
 from enum import StrEnum
 
@@ -18,7 +18,7 @@ class Verdict(StrEnum):
 
 
 class Subject(StrEnum):
-    """What is held to what: the candidate to the reference, or one arm to the oracle or to theory."""
+    """What a gate is about: the candidate against the reference, or one arm against the oracle or theory."""
 
     COMPARISON = "comparison"
     REFERENCE = "reference"
@@ -39,7 +39,7 @@ class Gate(StrictModel):
 
 
 class Finding(StrictModel):
-    """Where the arms first parted."""
+    """Where the arms first differ, or an arm first differs from the oracle or theory."""
 
     metric: str
     subject: Subject = Subject.COMPARISON

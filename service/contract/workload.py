@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from service.contract.base import StrictModel
 
-# Absurd sizes are refused at the door: past these a single tensor no longer fits any machine we know of.
+# Larger sizes are refused: a single tensor of them fits into no machine.
 MAX_ELEMENTS = 2**36
 MAX_STEPS = 1_000_000
 IMAGE_CHANNELS = 3
@@ -85,7 +85,12 @@ class ModelSpec(StrictModel):
     mlp_ratio: int = Field(4, ge=1, le=64, description="Width of the MLP as a multiple of hidden_size")
     num_classes: int = Field(10, ge=2, le=10_000_000, description="Classes of the classification head")
     max_length: int = Field(128, ge=1, le=10_000_000, description="Positions in the learned embedding")
-    dropout: float = Field(0.0, ge=0, lt=1, description="0 unless arms need not agree: masks differ by rank")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout probability; above 0 arms differ in their masks",
+    )
     bias: bool = Field(True, description="Whether Linear layers have a bias")
     causal: bool = Field(False, description="Whether attention is causal; a language-model head forces it")
     head: Head = Field(Head.CLASSIFICATION, description="What the model predicts")

@@ -16,7 +16,7 @@ Table = dict[str, Any]
 
 
 class SuiteError(ValueError):
-    """A suite that cannot be read; one line that names the file, the comparison and the field."""
+    """A suite that cannot be read. The message is one line with the file, the comparison and the field."""
 
 
 def built_in() -> list[str]:
@@ -88,7 +88,7 @@ def _table(path: Path, key: str, value: Any) -> Table:
 
 
 def merged(below: Table, above: Table) -> Table:
-    """`above` laid over `below`, table by table: what only one has stays."""
+    """Both tables, merged at every level; a value of `above` replaces that of `below`."""
     both = {**below, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], dict) and isinstance(above[key], dict):

@@ -66,7 +66,7 @@ def _known_factors(pair: RecordPair, step: StepRecord | None) -> Iterator[tuple[
                 yield 1 / math.sqrt(size), f"1 / √ {name}"
 
 
-KINDS = (
+LAYER_KINDS = (
     ("biases", lambda name: name.endswith("bias")),
     ("normalisation layers", lambda name: "norm" in name),
     ("embeddings", lambda name: "embed" in name),
@@ -87,7 +87,7 @@ def only_kind(pair: RecordPair, broken: Sequence[str]) -> str | None:
     if len(layers) == 1:
         return f"the parameters of {layers.pop()}"
     return next(
-        (kind for kind, is_one in KINDS if all(map(is_one, broken)) and not all(map(is_one, names))),
+        (kind for kind, is_one in LAYER_KINDS if all(map(is_one, broken)) and not all(map(is_one, names))),
         None,
     )
 

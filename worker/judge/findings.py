@@ -9,7 +9,7 @@ from worker.judge.gates import RULES
 from worker.judge.pair import GateResult, RecordPair
 
 ORDER = list(GATES)
-SUBJECTS = (Subject.COMPARISON, Subject.CANDIDATE, Subject.REFERENCE)
+SUBJECT_ORDER = (Subject.COMPARISON, Subject.CANDIDATE, Subject.REFERENCE)
 
 
 def findings(results: Sequence[GateResult], pairs: Mapping[Subject, RecordPair]) -> list[Finding]:
@@ -25,7 +25,7 @@ def findings(results: Sequence[GateResult], pairs: Mapping[Subject, RecordPair])
 
 def _order(result: GateResult) -> tuple[float, int, int]:
     gate = result.gate
-    return gate.first_step or math.inf, ORDER.index(gate.metric), SUBJECTS.index(gate.subject)
+    return gate.first_step or math.inf, ORDER.index(gate.metric), SUBJECT_ORDER.index(gate.subject)
 
 
 def _finding(

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract import ROLES
+
 NOT_FINITE = "which is not finite"
 
 Values = float | Sequence[float] | None
 Names = tuple[str, str]
 """What messages call the two sides."""
-
-ARMS: Names = ("reference", "candidate")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def difference(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -
 
 
 def measure(
-    reference: Values, candidate: Values, limit: float, names: Names = ARMS, least: float | None = None
+    reference: Values, candidate: Values, limit: float, names: Names = ROLES, least: float | None = None
 ) -> Measured:
     """Hold two values of a metric, numbers or lists of one number per sample, to an inclusive limit.
 
@@ -84,7 +84,7 @@ def share(gap: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
         return np.where(gap == 0, 0.0, gap / scale if np.isfinite(scale) else gap)
 
 
-def in_words(reference: float, candidate: float, gap: float, limit: float, names: Names = ARMS) -> str:
+def in_words(reference: float, candidate: float, gap: float, limit: float, names: Names = ROLES) -> str:
     """Both values, and how far apart they are."""
     both = f"{reference!r} in the {names[0]}, {candidate!r} in the {names[1]}"
     return f"{both}, {gap:.3g} apart (limit {limit:g})" if np.isfinite(gap) else f"{both}, {NOT_FINITE}"

@@ -7,9 +7,10 @@ from functools import cached_property
 from math import prod
 
 from service.contract import (
-    DEFAULTS,
+    DEFAULT_LIMITS,
     DRIFT,
     FLOOR,
+    ROLES,
     ROUNDINGS,
     Arm,
     ArmRecord,
@@ -20,7 +21,7 @@ from service.contract import (
     StepRecord,
     Subject,
 )
-from worker.judge.measure import ARMS, Measured, Names
+from worker.judge.measure import Measured, Names
 from worker.judge.sketches import distance
 
 StepPair = tuple[int, StepRecord, StepRecord]
@@ -59,7 +60,7 @@ class RecordPair:
 
     @property
     def names(self) -> Names:
-        return ARMS if self.subject is Subject.COMPARISON else ("oracle", self.subject.value)
+        return ROLES if self.subject is Subject.COMPARISON else ("oracle", self.subject.value)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -71,7 +72,7 @@ class RecordPair:
     def default(self, limit: str) -> float:
         """A limit that follows from the precision of the arms; the larger one if there are two arms."""
         assert limit in Limits.__annotations__
-        return max(float(getattr(DEFAULTS[arm.dtype], limit)) for arm in self.arms)
+        return max(float(getattr(DEFAULT_LIMITS[arm.dtype], limit)) for arm in self.arms)
 
     @cached_property
     def shared(self) -> list[StepPair]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import StepRecord
-from worker.judge.blame import KINDS
+from worker.judge.blame import LAYER_KINDS
 from worker.judge.pair import parameters_of
 
 # A fit counts if it leaves over at most this share of what it explains. Fits that differ by less than EXACT are equal.
@@ -93,7 +93,7 @@ def _groups(names: list[str]) -> Iterator[tuple[str, list[str]]]:
     yield from ((name, [name]) for name in names)
     for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
         yield layer, [name for name in names if name.rpartition(".")[0] == layer]
-    for kind, is_one in KINDS:
+    for kind, is_one in LAYER_KINDS:
         for part in ("", "weight", "bias"):
             found = [name for name in names if is_one(name) and name.endswith(part)]
             if found:

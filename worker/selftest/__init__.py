@@ -1,4 +1,4 @@
-"""Proves that suites find faults: runs them against arms with a fault in them and says which gate found it.
+"""Proves that suites find faults: runs them against arms with a fault and reports which gate found it.
 
 A fault is a function that patches Opacus or our code at run time, in every rank of every arm but the oracle's, as a
 faulty commit would. `fault` declares one, `edit` patches like a commit does, by replacing source text.

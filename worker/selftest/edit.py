@@ -1,4 +1,4 @@
-"""Changes a function as a commit would: its source with one text in place of another."""
+"""Changes a function as a commit would: it replaces text in the source."""
 
 import importlib
 import inspect
@@ -15,7 +15,7 @@ def edit(target: str, *changes: tuple[str, str]) -> None:
 
     Args:
         target: what to change.
-        changes: (old, new) pairs; each old text must occur exactly once, so that a fault is never a no-op.
+        changes: (old, new) pairs; each old text must occur exactly once, so that every fault has an effect.
 
     Raises:
         LookupError: an old text does not occur exactly once: this is another version of the code.

@@ -1,4 +1,4 @@
-"""What a fault is, and where those that have been declared are kept."""
+"""What a fault is, and the table of declared faults."""
 
 import inspect
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 class Fault:
     """A fault and what finding it means.
 
-    `apply` is "module:function", called in every rank. `where` names the code that is wrong. `step` is the first
-    step at which training differs from what is right, from 1, or nothing when only the end does. `parameters` are
-    patterns (fnmatch) of the parameters at fault; none when no single parameter is. `suites` are those that are
-    expected to find it.
+    `apply` is "module:function", called in every rank. `where` names the wrong code. `step` is the first step, from 1,
+    at which training differs from correct training, or None if only the end differs. `parameters` are patterns
+    (fnmatch) of the parameters at fault; it is empty for a fault of no single parameter. `suites` are expected to find
+    the fault.
     """
 
     id: str
@@ -34,7 +34,7 @@ def fault(
     parameters: tuple[str, ...] = (),
     suites: tuple[str, ...] = ("parity",),
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Declares the decorated function as a fault; its name is the id and its docstring the words."""
+    """Declare the decorated function as a fault: its name becomes the id, and its docstring the description."""
 
     def declare(function: Callable[[], None]) -> Callable[[], None]:
         name = function.__name__.replace("_", "-")

@@ -14,7 +14,7 @@ DEFAULT_FOLDER = Path(worker.__file__).parents[1] / "tests" / "faults"
 
 
 class FaultsError(ValueError):
-    """The folder holds no faults; one line."""
+    """The folder holds no faults. The message is one line."""
 
 
 def load_faults(folder: Path) -> dict[str, Fault]:

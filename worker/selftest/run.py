@@ -16,8 +16,8 @@ from worker.runner.dedupe import SharedArms
 from worker.runner.suite import Result, folder_name, pool, run_member
 from worker.selftest.fault import Fault
 
-# A comparison of a suite takes seconds. A fault may leave ranks waiting for each other, and that has to end.
-PATIENCE_SECONDS = 120.0
+# A comparison of a suite takes seconds. A fault may make ranks wait for each other for ever: it is stopped after this.
+COMPARISON_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Detection:
-    """What became of one fault. `hits` is empty when no comparison failed; `others` says how the others ended."""
+    """How one fault was found. `hits` is empty if no comparison failed; `others` says how other comparisons ended."""
 
     fault: Fault
     hits: list[Hit]
@@ -61,15 +61,15 @@ class Detection:
 
     @property
     def parameter_right(self) -> bool | None:
-        """Whether the finding names a parameter at fault; nothing where no single one is."""
+        """Whether the finding names a parameter at fault; None for a fault without one."""
         if not self.fault.parameters:
             return None
         named = self.finding.parameter if self.finding else None
         return named is not None and any(fnmatchcase(named, pattern) for pattern in self.fault.parameters)
 
 
-class Patience(threading.Event):
-    """Set when `stop` is, or when the time is up."""
+class StopOrDeadline(threading.Event):
+    """An event that is set when `stop` is set, or when the time is over."""
 
     def __init__(self, stop: threading.Event, seconds: float):
         super().__init__()
@@ -108,7 +108,7 @@ class SelfTest:
         self._oracles = SharedArms(self.launcher)
 
     def clean(self, members: Sequence[SuiteMember], report: Callable[[Result], None]) -> list[SuiteMember]:
-        """Run `members` without a fault; those that pass, as only they can prove anything."""
+        """Run `members` without a fault and return those that pass: only they can prove that a fault is found."""
         shared = FaultyArms(self.launcher, self._oracles)
 
         def passes(member: SuiteMember) -> bool:
@@ -128,7 +128,7 @@ class SelfTest:
         every: bool,
         report: Callable[[Detection], None],
     ) -> list[Detection]:
-        """Run `members` against each fault, in their order, up to the first that fails or `every` one."""
+        """Run `members` in their order against each fault: up to the first that fails, or with `every` all of them."""
 
         def run(fault: Fault) -> Detection:
             detection = self._detect(members, fault, every)
@@ -150,13 +150,13 @@ class SelfTest:
                     member.comparison,
                     folder / member.suite / folder_name(member.number, member.comparison),
                     launcher=launcher,
-                    stop=Patience(self.stop, PATIENCE_SECONDS),
+                    stop=StopOrDeadline(self.stop, COMPARISON_SECONDS),
                     plots=False,
                 )
             except Stopped:
                 if self.stop.is_set():
                     raise
-                others[name] = f"not done after {PATIENCE_SECONDS:.0f} s"
+                others[name] = f"not done after {COMPARISON_SECONDS:.0f} s"
                 continue
             judgement = result.outcome.judgement
             if judgement is not None and judgement.verdict is Verdict.FAILED:
@@ -171,7 +171,7 @@ class SelfTest:
 
 
 def members_of(suites: Sequence[Suite]) -> list[SuiteMember]:
-    """The comparisons of several suites in order."""
+    """The comparisons of several suites, in order."""
     return [
         SuiteMember(suite.name, number, comparison)
         for suite in suites

@@ -13,7 +13,7 @@ HEADINGS = ("fault", "found by", "gate", "step", "parameter", "seconds")
 
 
 def print_table(console: Console, detections: Sequence[Detection]) -> None:
-    """One row a fault, those that were not found first."""
+    """One row for each fault; those that were not found come first."""
     table = Table(*HEADINGS)
     for detection in sorted(detections, key=lambda detection: detection.found):
         row = _row(detection)
@@ -22,7 +22,7 @@ def print_table(console: Console, detections: Sequence[Detection]) -> None:
 
 
 def markdown(detections: Sequence[Detection], command: str) -> str:
-    """The table with the words of each fault, and the command that made it."""
+    """The table with a description of each fault, and the command that made it."""
     lines = [
         f"    {command}",
         "",

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.contract import Run, Verdict, check_verdict, health, last_decided, transitions
+from service.contract import EntryRun, Verdict, check_verdict, health, last_decided, transitions
 
 P, F, U, E, C = Verdict.PASSED, Verdict.FAILED, Verdict.UNSUPPORTED, Verdict.ERROR, Verdict.CANCELLED
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -57,9 +57,9 @@ def test_a_check_is_what_its_worst_entry_is(verdicts, worst) -> None:
     assert check_verdict(verdicts) is worst
 
 
-def runs(*verdicts: Verdict, same: bool = False) -> list[Run]:
+def runs(*verdicts: Verdict, same: bool = False) -> list[EntryRun]:
     return [
-        Run("a" if same else str(number), verdict, START + timedelta(days=number))
+        EntryRun("a" if same else str(number), verdict, START + timedelta(days=number))
         for number, verdict in enumerate(verdicts)
     ]
 
