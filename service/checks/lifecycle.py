@@ -14,7 +14,7 @@ from service.store import BranchSuite, CheckRepository, CheckRow, Database, Repo
 
 log = logging.getLogger(__name__)
 
-# Checks before a line's newest that are looked through for an entry's last verdict: cancelled ones have none.
+# So many earlier checks of a branch and suite are searched for an entry's last verdict: cancelled ones have none.
 LOOK_BACK = 20
 
 
@@ -41,9 +41,9 @@ def notify_workers(notifier: Notifier, rows: Sequence[CheckRow]) -> None:
 
 
 def settle(database: Database, settings: Settings) -> int:
-    """Notes how far every open check has come and writes the verdict of those that are over. How many changed.
+    """Stores the progress of every open check, and the verdict of those whose comparisons have ended.
 
-    Harmless when several do it at once.
+    Several processes may do it at once. Returns how many checks changed.
     """
     with database.read() as session:
         unfinished = [row.id for row in CheckRepository(session).unfinished()]
@@ -51,7 +51,7 @@ def settle(database: Database, settings: Settings) -> int:
 
 
 def enqueue_reports(session: Session, settings: Settings, row: CheckRow, moment: datetime) -> None:
-    """GitHub is to hear of the check as it stands, if this service may speak to it."""
+    """Queues a report of the check's present state to GitHub, if this service has a credential for it."""
     if not settings.speaks_to_github:
         return
     reports = ReportRepository(session)
@@ -61,21 +61,21 @@ def enqueue_reports(session: Session, settings: Settings, row: CheckRow, moment:
 
 
 def enqueue_comment(session: Session, settings: Settings, repository: str, pull: int, moment: datetime) -> None:
-    """The sticky comment of a pull request is to say what is so now."""
+    """Queues an update of the pull request's sticky comment, if this service has a credential for GitHub."""
     if settings.speaks_to_github:
         document = {"repository": repository, "pull": pull}
         ReportRepository(session).enqueue(f"comment:{repository}#{pull}", ReportKind.COMMENT, moment, document=document)
 
 
 def known_verdicts(session: Session, line: BranchSuite, before: int) -> dict[str, Verdict] | None:
-    """Each entry's last decided verdict on a line, before the check of that row id; None without any check."""
+    """Each entry's last decided verdict before the check of that row id; None if there is no earlier check."""
     rows = CheckRepository(session).page(line, limit=LOOK_BACK, before=before)
     finished = [row for row in reversed(rows) if row.status == Status.FINISHED]
     return last_decided(verdicts_of(row) for row in finished) if finished else None
 
 
 def verdicts_of(row: CheckRow) -> dict[str, Verdict]:
-    """By entry, the verdicts that are there."""
+    """The verdicts so far, by the name of the entry."""
     return {entry.name: Verdict(entry.comparison.verdict) for entry in row.entries if entry.comparison.verdict}
 
 
@@ -90,7 +90,7 @@ def _settle_one(database: Database, settings: Settings, row_id: int) -> bool:
             begun = any(entry.comparison.status != Status.QUEUED for entry in row.entries)
             changed = checks.advance(row, Status.RUNNING if begun else Status.QUEUED, len(verdicts))
         else:
-            # A pull request is held to the branch that it goes into, not to itself.
+            # A pull request is compared with the branch that it goes into, not with its own earlier checks.
             line = BranchSuite(row.repository, row.branch, row.suite)
             before = known_verdicts(session, line, row.id)
             changes = transitions_between(before, verdicts)

@@ -16,7 +16,7 @@ class RulesError(ValueError):
 
 
 def read_rules(settings: Settings) -> Rules | None:
-    """The rules that the settings name, or nothing if they name none. Read each time: an edit needs no restart.
+    """The rules file that the settings name, or None if they name none. Read each time: an edit needs no restart.
 
     Raises:
         RulesError: there is no such file, it is not a rules file, or a suite in it cannot be read.

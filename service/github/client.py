@@ -1,6 +1,6 @@
 """GitHub's REST API through PyGithub: check runs, statuses, comments. As an App, or with a token.
 
-PyGithub's own retries and pauses are off: what must wait waits in the database, where a restart does not lose it.
+PyGithub's own retries and pauses are off: a request that must wait does so in the database, which survives a restart.
 """
 
 import time
@@ -42,7 +42,7 @@ class GitHub:
 
     @property
     def is_app(self) -> bool:
-        """Whether it may make check runs."""
+        """Whether the credential is that of a GitHub App, which alone may make check runs."""
         return bool(self._app_id)
 
     def permission(self, repository: str, login: str) -> str:

@@ -12,15 +12,17 @@ def sign(secret: bytes, body: bytes) -> str:
 
 
 def is_signed(secrets: list[bytes], body: bytes, signature: str) -> bool:
-    """Whether any of the secrets made the signature. Takes as long for a wrong one as for a right one."""
+    """Whether any of the secrets made the signature. A wrong signature takes as long to compare as a right one."""
     given = signature.encode()
     return any([hmac.compare_digest(sign(secret, body).encode(), given) for secret in secrets])
 
 
 def read_secrets(path: Path) -> list[bytes]:
-    """The secrets of a file, one a line, so that an old one goes on working while a new one is rolled out.
+    """The secrets of a file, one on each line: during a change both the old and the new one are accepted.
 
-    Raises OSError when it cannot be read and ValueError when there is none in it.
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no secret in it.
     """
     secrets = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
     if not secrets:

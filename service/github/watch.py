@@ -1,4 +1,4 @@
-"""Branches that moved, by `git ls-remote`: for services that no webhook can reach."""
+"""Finds branches that have a new head by `git ls-remote`, for services that no webhook can reach."""
 
 import hashlib
 
@@ -14,16 +14,16 @@ SOURCE = "watch"
 
 
 class Watch:
-    """Compares the remote's branches with what was last seen of them, and remembers those that moved.
+    """Compares the heads of branches with those that were stored last, and stores a delivery for each new one.
 
-    Only branches that a rule names are looked at. Two that watch the same repository remember a move once.
+    Only branches that a rule names count. Two processes that watch the same repository store a new head once.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
 
     def look(self) -> int:
-        """How many branches moved since the last look.
+        """Looks at the remote once. Returns how many branches have a new head.
 
         Raises:
             GitError: the remote cannot be reached.
@@ -43,12 +43,12 @@ class Watch:
                 last = deliveries.last_seen(SOURCE, repository, branch)
                 if last is not None and last.sha == sha:
                     return False
-                heard = Pushed(before=last.sha if last else None)
-                # The row before makes a move unique: a branch may come back to where it was.
+                event = Pushed(before=last.sha if last else None)
+                # With the id of the last row in it: a branch may return to a commit that it had before.
                 named = hashlib.sha256(branch.encode()).hexdigest()[:16]
                 guid = f"{SOURCE}-{last.id if last else 0}-{sha}-{named}"
                 delivery = Delivery(
-                    guid, SOURCE, heard.kind, repository, heard.model_dump(mode="json"), branch=branch, sha=sha
+                    guid, SOURCE, event.kind, repository, event.model_dump(mode="json"), branch=branch, sha=sha
                 )
                 return deliveries.remember(delivery, now(session))
         except IntegrityError:

@@ -1,4 +1,4 @@
-"""`POST /webhooks/github`: verified, remembered, answered. What follows from it is the reconciler's work."""
+"""`POST /webhooks/github`: verifies a delivery and stores it. The reconciler plans checks from it."""
 
 import json
 import logging
@@ -22,14 +22,14 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(4
 
 
 class DeliveryResponse(BaseModel):
-    """What became of a delivery."""
+    """The id of a delivery and what was done with it."""
 
     delivery: str
     outcome: str
 
 
 async def raw_body(request: Request) -> bytes:
-    """The bytes that were signed. The app's body limit ends the reading of one that is too large."""
+    """The bytes that were signed. The app's limit on bodies ends the reading of one that is too large."""
     return await request.body()
 
 
@@ -41,7 +41,7 @@ def github(
     delivery: Annotated[str, Header(alias="X-GitHub-Delivery", min_length=1, max_length=200)],
     signature: Annotated[str, Header(alias="X-Hub-Signature-256")] = "",
 ) -> DeliveryResponse:
-    """A delivery of GitHub, signed with the webhook's secret. One that was delivered before changes nothing."""
+    """A delivery of GitHub, signed with the webhook's secret. A second one with the same id changes nothing."""
     _require_signature(context, body, signature)
     rules = _rules(context)
     payload = _payload(body)

@@ -1,4 +1,4 @@
-"""What GitHub is told, also when it is down, limits the rate, or was told before."""
+"""What is reported to GitHub, also while it is down, limits the rate, or has the report already."""
 
 import time
 from datetime import timedelta

@@ -215,8 +215,8 @@ def test_without_git_it_says_so(checkout, monkeypatch):
 
 def test_stop_ends_a_fetch_that_hangs(tmp_path):
     before = set(psutil.Process().children(recursive=True))
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        checkout = Checkout(f"git://127.0.0.1:{silent.getsockname()[1]}/opacus", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        checkout = Checkout(f"git://127.0.0.1:{hanging.getsockname()[1]}/opacus", tmp_path)
         stop, ended = threading.Event(), []
 
         def get():
@@ -226,7 +226,7 @@ def test_stop_ends_a_fetch_that_hangs(tmp_path):
 
         thread = threading.Thread(target=get, daemon=True)
         thread.start()
-        connection, _ = silent.accept()
+        connection, _ = hanging.accept()
         with connection:
             fetching = set(psutil.Process().children(recursive=True)) - before
             assert any("fetch" in process.cmdline() for process in fetching)

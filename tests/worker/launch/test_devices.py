@@ -103,10 +103,10 @@ def test_slots_follow_from_cores_and_comparisons() -> None:
     ("visible", "expected"), [(None, "1,3"), ("4,5,6,7", "5,7"), ("GPU-a, GPU-b,GPU-c,GPU-d", "GPU-b,GPU-d")]
 )
 def test_an_arm_sees_its_gpus_alone_by_the_names_they_have_here(tmp_path, visible, expected) -> None:
-    told = tmp_path / "told.py"
-    told.write_text("import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'))")
+    program = tmp_path / "program.py"
+    program.write_text("import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'))")
     environment = dict(os.environ) | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    launcher = LocalLauncher(environment, program=(sys.executable, str(told)))
+    launcher = LocalLauncher(environment, program=(sys.executable, str(program)))
     arm = cpu_arm(Mode.FLASH).model_copy(update={"device": Device.CUDA})
     running = launcher.start(ArmSpec(workload=tiny(), arm=arm), tmp_path / "arm", devices=[1, 3])
     assert running._agent.wait(60) == 0

@@ -41,7 +41,7 @@ def listening(port: int = 0) -> socket.socket:
 
 @pytest.mark.skipif(landlock.version() < 4, reason="this kernel's Landlock knows no ports: Linux 6.7 does")
 def test_an_arm_of_several_hosts_reaches_ports_that_nobody_chose_and_no_other(tmp_path):
-    """A database, a broker or a shell listens on a port that somebody chose."""
+    """A database, a broker or a shell listens on a port that a person chose."""
     taken = free_port(PORTS)
     with listening() as ephemeral, listening(taken) as chosen:
         ports = [ephemeral.getsockname()[1], chosen.getsockname()[1]]
