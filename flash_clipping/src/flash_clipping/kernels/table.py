@@ -49,8 +49,8 @@ def aligned(tensors: Sequence[torch.Tensor]) -> bool:
 def places(base, offsets, ALIGNED: tl.constexpr):
     """base + offsets.
 
-    If `ALIGNED`, the compiler is told that every 16th address is a multiple of 16 bytes; it cannot know this of an
-    address from a table. The hint is lost unless the sum is computed in the function that gives it.
+    If `ALIGNED`, a hint tells the compiler that every 16th address is a multiple of 16 bytes, which it cannot know of
+    an address from a table. The hint is lost unless the sum is computed in the function that gives it.
     """
     found = base + offsets
     return tl.multiple_of(found, [16] * len(found.shape)) if ALIGNED else found
