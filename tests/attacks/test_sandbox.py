@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -77,9 +78,9 @@ def servers(tmp_path) -> Iterator[Servers]:
         made = Servers(stack)
         made.at(tmp_path / "data")
         made.at(tmp_path / "attempts")
-        made.at(Path("/tmp/clipwatch-attack"))
-        if os.access("/run", os.W_OK):
-            made.at(Path("/run/clipwatch-attack"))
+        for folder in map(Path, ("/tmp", "/run")):
+            if os.access(folder, os.W_OK):
+                made.at(Path(stack.enter_context(TemporaryDirectory(dir=folder, prefix="clipwatch-attack-"))))
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
             made.listen(f"\0clipwatch-{secrets.token_hex(4)}", kind)
         yield made
