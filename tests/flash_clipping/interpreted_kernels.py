@@ -308,7 +308,7 @@ def test_many_sums_at_once(data):
 def test_noise_is_that_of_plain_torch(places, key):
     tensors = [torch.zeros(count) for _, count in places]
     shard_ranges = [[ShardRange(i, first, 0, count)] for i, (first, count) in enumerate(places)]
-    NoiseTable(shard_ranges, torch.device("cpu")).add(tensors, torch.tensor([key]), 2.0)
+    NoiseTable(shard_ranges, torch.device("cpu")).add(tensors, torch.tensor([key]), torch.tensor([2.0, 1.0]))
     for tensor, [part] in zip(tensors, shard_ranges, strict=True):
         expected = 2 * normal_range(key, part.parameter, part.first, part.size, tensor.device)
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
@@ -319,7 +319,9 @@ def test_noise_is_rounded_once():
     before = torch.randn(3000).half()
     after, exact = before.clone(), before.float()
     for tensor in (after, exact):
-        NoiseTable([[ShardRange(0, 5, 0, 3000)]], torch.device("cpu")).add([tensor], torch.tensor([9]), 0.5)
+        NoiseTable([[ShardRange(0, 5, 0, 3000)]], torch.device("cpu")).add(
+            [tensor], torch.tensor([9]), torch.tensor([0.5, 1.0])
+        )
     assert torch.equal(after, exact.half())
 
 

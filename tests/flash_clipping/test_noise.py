@@ -70,12 +70,12 @@ def test_whose_noise_is_added():
 
 def test_without_a_generator_each_step_draws_its_own():
     optimizer, first = trained(quiet_engine(kernels="torch"), noise_generator=None)
-    assert isinstance(optimizer._counter, CounterNoise)
+    assert isinstance(optimizer.counter, CounterNoise)
     assert torch.equal(trained(quiet_engine(kernels="torch"), noise_generator=None)[1], first)
     other = trained(quiet_engine(kernels="torch"), noise_generator=None, default_seed=1)[1]
     assert not torch.equal(other, first)
     tensors = [torch.zeros(50), torch.zeros(50)]
-    optimizer._counter.add(tensors, 1.0)
+    optimizer.counter.add(tensors, 1.0)
     earlier = tensors[0].clone()
-    optimizer._counter.add([tensors[0].zero_(), tensors[1]], 1.0)
+    optimizer.counter.add([tensors[0].zero_(), tensors[1]], 1.0)
     assert not torch.equal(tensors[0], earlier)

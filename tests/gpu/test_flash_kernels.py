@@ -184,9 +184,10 @@ def test_noise():
 
     device, count = torch.device("cuda"), 10_000_000
     key = torch.tensor([-987654321987654321], device=device)
+    scales = torch.tensor([2.0, 1.0], device=device)
     whole, part = torch.zeros(count, device=device), torch.zeros(4_000_001, device=device)
-    NoiseTable([[ShardRange(3, 7, 0, count)]], device).add([whole], key, 2.0)
-    NoiseTable([[ShardRange(3, 7 + 1_234_567, 0, len(part))]], device).add([part], key, 2.0)
+    NoiseTable([[ShardRange(3, 7, 0, count)]], device).add([whole], key, scales)
+    NoiseTable([[ShardRange(3, 7 + 1_234_567, 0, len(part))]], device).add([part], key, scales)
     assert torch.equal(part, whole[1_234_567 : 1_234_567 + len(part)])
     torch.testing.assert_close(whole, 2 * normal_range(int(key), 3, 7, count, device), rtol=1e-4, atol=1e-5)
     normal = whole.double() / 2

@@ -6,6 +6,7 @@ adds support for another layer. triton is imported only when its kernels are ask
 """
 
 from flash_clipping.backend import Backend, get_backend
+from flash_clipping.captured import CapturedStep, CaptureError, StepResult
 from flash_clipping.contributions import Contribution, PerSample
 from flash_clipping.engine import PrivacyEngine, PrivateTraining
 from flash_clipping.module import GradSampleModuleFlash, GradSampleModuleFlashFSDP
@@ -18,6 +19,8 @@ __version__ = "0.1.0"
 __all__ = [
     "FLASH_NORM_SAMPLERS",
     "Backend",
+    "CaptureError",
+    "CapturedStep",
     "Contribution",
     "FSDPOptimizerFlash",
     "GradSampleModuleFlash",
@@ -26,6 +29,7 @@ __all__ = [
     "PerSample",
     "PrivacyEngine",
     "PrivateTraining",
+    "StepResult",
     "UnclippedGradientError",
     "__version__",
     "get_backend",

@@ -29,7 +29,7 @@ class FlashLoss(DPTensorFastGradientClipping):  # type: ignore[misc]  # Opacus h
             ValueError: there is not one loss for each sample, or layers mix samples. Also a second backward before a
                 step where Poisson sampling draws each batch by itself.
         """
-        losses = _per_sample(self.loss_per_sample)
+        losses = per_sample(self.loss_per_sample)
         module, optimizer = self.module, self.optimizer
         if optimizer.sums.backwards and not module.grad_accumulation_allowed and optimizer.holds_sums():
             raise ValueError(
@@ -127,7 +127,7 @@ def _flash_loss(loss: DPTensorFastGradientClipping) -> FlashLoss:
     return FlashLoss(loss.module, loss.optimizer, loss.loss_per_sample, loss.loss_reduction)
 
 
-def _per_sample(losses: torch.Tensor) -> torch.Tensor:
+def per_sample(losses: torch.Tensor) -> torch.Tensor:
     if losses.dim() == 2 and losses.shape[1] == 1:
         return losses.squeeze(1)
     if losses.dim() != 1:

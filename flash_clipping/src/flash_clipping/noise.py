@@ -32,19 +32,51 @@ class CounterNoise:
         self.generator = generator
         self._kernels = kernels
         self._tables: _Tables = {}
+        self._known: tuple[tuple[torch.device, float], torch.Tensor] | None = None
 
-    def add(self, tensors: list[torch.Tensor], deviation: float) -> None:
-        """Adds N(0, deviation²) to every element, computed in float32 and rounded once."""
+    def add(
+        self, tensors: list[torch.Tensor], deviation: float | torch.Tensor, kept: torch.Tensor | None = None
+    ) -> None:
+        """Adds N(0, deviation²) to every element, computed in float32 and rounded once.
+
+        Args:
+            tensors: always of the same parameters in the same order.
+            deviation: a number, or a (1,) float32 tensor on their device, which a CUDA graph reads at each replay.
+            kept: (1,) bool on their device. Where it is False the tensors become noise alone, whatever they held. The
+                host does not wait for it.
+        """
         generator = self.generator
         key = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=generator.device, generator=generator)
         local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
         if self._kernels == "torch" or any(t.dtype == torch.float64 for t in local):
-            _add(local, [shard_ranges(t, i) for i, t in enumerate(tensors)], int(key), deviation)
+            if kept is not None:
+                zero_unless(kept, local)
+            _add(local, [shard_ranges(t, i) for i, t in enumerate(tensors)], int(key), float(deviation))
             return
         if not self._tables:
             self._tables = _make_tables(tensors, local)
         for (device, _), (indices, table) in self._tables.items():
-            table.add([local[i] for i in indices], key.to(device, non_blocking=True), deviation)
+            scales = self._scales(device, deviation, kept)
+            table.add([local[i] for i in indices], key.to(device, non_blocking=True), scales)
+
+    def _scales(self, device: torch.device, deviation: float | torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        """The deviation, and 1 where tensors are kept, (2,) float32 on the device."""
+        if not isinstance(deviation, torch.Tensor):
+            key = device, deviation
+            if self._known is None or self._known[0] != key:
+                self._known = key, torch.tensor([deviation, 1.0], dtype=torch.float32, device=device)
+            if kept is None:
+                return self._known[1]
+            deviation = self._known[1][:1]
+        last = torch.ones(1, device=device) if kept is None else kept.to(device, torch.float32)
+        return torch.cat([deviation, last])
+
+
+@torch.no_grad()
+def zero_unless(kept: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    """Sets the tensors to zero in place where `kept`, (1,) bool, is False; NaN becomes zero too."""
+    for t in tensors:
+        t.copy_(t.where(kept.to(t.device), 0))
 
 
 def common_generator(device: torch.device) -> torch.Generator:

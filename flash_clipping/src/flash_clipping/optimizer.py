@@ -11,8 +11,8 @@ from opacus.optimizers.optimizer import _generate_noise
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from flash_clipping.noise import CounterNoise
-from flash_clipping.provenance import ClippedSums, NonFiniteGradientError, UnclippedGradientError
+from flash_clipping.noise import CounterNoise, zero_unless
+from flash_clipping.provenance import ClippedSums, DeferredFlags, UnclippedGradientError, refuse_flags
 
 Closure = Callable[[], float]
 
@@ -32,8 +32,11 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
             counter: adds the noise in place of Opacus' `_generate_noise`.
         """
         super().__init__(*args, **kwargs)
-        self._counter = counter
+        self.counter = counter
         self.sums = ClippedSums()
+        self.deferred = DeferredFlags()
+        # Whether the sums are applied, (1,) bool on a GPU; None: they are.
+        self._kept: torch.Tensor | None = None
         self._summed_bound: float | None = None
         self._iterations = 0
         self._stepping = False
@@ -108,9 +111,15 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
                 "skipped"
             )
         self._check_bound()
+        self.deferred.refuse()
         flags = self.sums.flags(trained)
+        self._kept = None
         if flags is not None:
-            self._raise_for(*self._agreed(flags).tolist())
+            flags = self._agreed(flags)
+            if flags.is_cuda:
+                self._kept = self.deferred.note(flags)
+            else:
+                refuse_flags(*flags.tolist())
 
     def _check_bound(self) -> None:
         for bound in (self.sums.bound, self._summed_bound):
@@ -119,18 +128,6 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
                     f"max_grad_norm is {self.max_grad_norm:g}, but gradients of this step were clipped with {bound:g}: "
                     "step its scheduler after optimizer.step(), not between backward and step or between virtual steps"
                 )
-
-    def _raise_for(self, nonfinite: float, changed: float) -> None:
-        if nonfinite:
-            raise NonFiniteGradientError(
-                "the gradient of at least one sample is infinite or not a number. Nothing was applied; zero_grad() "
-                'drops the batch, and PrivacyEngine(nonfinite="drop") gives such samples the weight zero'
-            )
-        if changed:
-            raise UnclippedGradientError(
-                "a clipped gradient was changed between backward and step (through .data, by a GradScaler or by "
-                "clip_grad_norm_): change nothing there. optimizer.zero_grad() drops the gradients"
-            )
 
     def _agreed(self, flags: torch.Tensor) -> torch.Tensor:
         """The flags, raised where they are on any rank."""
@@ -166,24 +163,47 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
     @torch.no_grad()
     def add_noise(self) -> None:
         """Sets `grad` to `summed_grad` plus noise of `noise_multiplier` × `max_grad_norm`, and drops the sum."""
-        if self._counter is not None:
-            self._add_counter_noise(self._counter)
-            return
-        for p in self.params:
-            noise = _generate_noise(
-                std=self.noise_multiplier * self.max_grad_norm,
-                reference=p.summed_grad,
-                generator=self.generator,
-                secure_mode=self.secure_mode,
-            )
-            p.grad, p.summed_grad = p.summed_grad.add_(self._own_part(noise, p.summed_grad)), None
+        kept, self._kept = self._kept, None
+        self.add_noise_of(self.noise_multiplier * self.max_grad_norm, kept)
 
-    def _add_counter_noise(self, counter: CounterNoise) -> None:
-        deviation = self.noise_multiplier * self.max_grad_norm
-        if deviation:
-            counter.add([p.summed_grad for p in self.params], deviation)
+    @torch.no_grad()
+    def add_noise_of(self, deviation: float | torch.Tensor, kept: torch.Tensor | None) -> None:
+        """`add_noise` with noise of another deviation.
+
+        Args:
+            deviation: a number, or a (1,) float32 tensor on the device, which needs counter noise.
+            kept: (1,) bool on the device; where it is False `grad` is noise alone. None: the sums are kept.
+        """
+        sums = [p.summed_grad for p in self.params]
+        if self.counter is not None and (isinstance(deviation, torch.Tensor) or deviation):
+            self.counter.add(sums, deviation, kept)
+        elif kept is not None:
+            zero_unless(kept, [t.to_local() if isinstance(t, DTensor) else t for t in sums])
+        if self.counter is None:
+            self._add_opacus_noise(float(deviation))
         for p in self.params:
             p.grad, p.summed_grad = p.summed_grad, None
+
+    def _add_opacus_noise(self, deviation: float) -> None:
+        for p in self.params:
+            noise = _generate_noise(
+                std=deviation, reference=p.summed_grad, generator=self.generator, secure_mode=self.secure_mode
+            )
+            p.summed_grad.add_(self._own_part(noise, p.summed_grad))
+
+    def update(self, sums: list[torch.Tensor], deviation: float | torch.Tensor, kept: torch.Tensor | None) -> None:
+        """Adds noise to clipped sums, divides and steps the wrapped optimizer. For `CapturedStep`.
+
+        Args:
+            sums: of each parameter, in the order of `params`; used up.
+            deviation, kept: as of `add_noise_of`.
+        """
+        for p, summed in zip(self.params, sums, strict=True):
+            p.summed_grad = summed
+        self.add_noise_of(deviation, kept)
+        self.scale_grad()
+        self._stepping = True
+        self.original_optimizer.step()
 
     def scale_grad(self) -> None:
         """Divides by the expected batch size for "mean"; does nothing for "sum"."""

@@ -25,6 +25,47 @@ class NonFiniteGradientError(RuntimeError):
     """A sample's gradient is infinite or not a number."""
 
 
+def refuse_flags(nonfinite: float, changed: float, applied: str = "Nothing was applied") -> None:
+    """Raises for the flags of `ClippedSums.flags`; `applied` says what was done with the batch."""
+    if nonfinite:
+        raise NonFiniteGradientError(
+            f"the gradient of at least one sample is infinite or not a number. {applied}; zero_grad() drops the batch, "
+            'and PrivacyEngine(nonfinite="drop") gives such samples the weight zero'
+        )
+    if changed:
+        raise UnclippedGradientError(
+            "a clipped gradient was changed between backward and step (through .data, by a GradScaler or by "
+            f"clip_grad_norm_): change nothing there. {applied}; zero_grad() drops the gradients"
+        )
+
+
+class DeferredFlags:
+    """Flags of a step that lie on a GPU. The host reads them at the next step, when they are there, and never waits.
+
+    Until then the step is safe: where a flag is set, it applies noise alone.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def note(self, flags: torch.Tensor) -> torch.Tensor:
+        """Takes flags, (2,) float on a GPU. Whether none is set: (1,) bool on the GPU."""
+        host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        host.copy_(flags, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(flags.device))
+        self._pending = host, event
+        return (flags == 0).all().view(1)
+
+    def refuse(self) -> None:
+        """Raises for the flags of the step before."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending[1].synchronize()
+            nonfinite, changed = pending[0].tolist()
+            refuse_flags(nonfinite, changed, "The step before applied noise alone in place of that batch")
+
+
 @dataclass
 class ClippedSums:
     """The clipped sums in `.grad` of an optimizer's parameters since its last step.
@@ -72,8 +113,7 @@ class ClippedSums:
             ValueError: C has changed since an earlier backward of this step.
         """
         parameters = list(parameters)
-        self._drop_applied(parameters)
-        self.refuse_foreign(parameters)
+        self.begin(parameters)
         if all(p.grad is None for p in parameters):
             self._forget()
         if self.bound not in (None, bound):
@@ -97,6 +137,11 @@ class ClippedSums:
                 p.grad = total if p.grad is None else total.add_(p.grad)
         self.bound, self.backwards, self.losses = bound, self.backwards + 1, self.losses + losses
         self._note(parameters)
+
+    def begin(self, parameters: list[nn.Parameter]) -> None:
+        """Drops what the last step has applied, and refuses gradients that are no clipped sums."""
+        self._drop_applied(parameters)
+        self.refuse_foreign(parameters)
 
     def note_nonfinite(self, samples: torch.Tensor) -> None:
         """Takes whether the gradient of each sample, (B,), is not finite; read at the step alone."""

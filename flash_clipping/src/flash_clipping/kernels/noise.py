@@ -37,13 +37,13 @@ class NoiseTable:
         self.rows = torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 7)
         self.owners = torch.tensor(owners, dtype=torch.int32, device=device)
 
-    def add(self, tensors: Sequence[torch.Tensor], key: torch.Tensor, deviation: float) -> None:
-        """Adds N(0, deviation²) to the tensors in place, rounding once.
+    def add(self, tensors: Sequence[torch.Tensor], key: torch.Tensor, scales: torch.Tensor) -> None:
+        """Adds N(0, scales[0]²) to the tensors in place, rounding once. If scales[1] is 0 they become noise alone.
 
         Args:
             tensors: in the order of the ranges.
             key: 64 bits of the step, (1,) int64 on the device.
-            deviation: standard deviation of the noise.
+            scales: (2,) float32 on the device.
         """
         if not self.programs:
             return
@@ -54,7 +54,7 @@ class NoiseTable:
                 self.owners,
                 self.rows,
                 key,
-                deviation,
+                scales,
                 HALF=BLOCK // 2,
                 DTYPE=TYPES[tensors[0].dtype],
                 ALIGNED=not any(address % 16 for address in addresses),
@@ -80,15 +80,13 @@ def _circle(z):
 
 
 @triton.jit
-def _added(target, noise, inside, DTYPE: tl.constexpr):
-    value = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+def _added(target, noise, inside, kept, DTYPE: tl.constexpr):
+    value = tl.load(target, mask=inside & kept, other=0.0).to(tl.float32)
     tl.store(target, (value + noise).to(DTYPE), mask=inside)
 
 
 @triton.jit
-def _kernel(
-    addresses, owners, rows, key_ptr, deviation, HALF: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr
-):
+def _kernel(addresses, owners, rows, key_ptr, scales, HALF: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     program = tl.program_id(0)
     row = rows + tl.load(owners + program) * 7
     tensor = tl.load(addresses + tl.load(row)).to(tl.pointer_type(DTYPE))
@@ -108,12 +106,13 @@ def _kernel(
     radius = tl.sqrt(-2.0 * tl.log(uniform))
     cosine, sine = _circle(z)
     noise = tl.join(radius * cosine, radius * sine).reshape(2 * HALF)
-    noise *= deviation
+    noise *= tl.load(scales)
+    kept = tl.load(scales + 1) != 0
     tensor += start
     # Numbers are drawn in pairs: with an odd `first` the number of the element before it is drawn too.
     drawn = 2 * (program - before) * HALF + tl.arange(0, 2 * HALF)
     if ALIGNED and tl.load(row + 6) == 1:
-        _added(places(tensor, drawn, True), noise, within(drawn, count, True), DTYPE)
+        _added(places(tensor, drawn, True), noise, within(drawn, count, True), kept, DTYPE)
     else:
         place = drawn - first % 2
-        _added(tensor + place, noise, (place >= 0) & (place < count), DTYPE)
+        _added(tensor + place, noise, (place >= 0) & (place < count), kept, DTYPE)

@@ -1,7 +1,8 @@
 """Tables from which a launch over many tensors reads their addresses, sizes and strides."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import triton
@@ -10,18 +11,45 @@ import triton.language as tl
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+# Holds the tables of a graph that is being captured; None while no graph is.
+_captured: list[torch.Tensor] | None = None
+
+
+@contextmanager
+def captured_tables() -> Iterator[list[torch.Tensor]]:
+    """A list of the tables that a CUDA graph reads at each replay. It must live as long as the graph.
+
+    It is not bound to a thread: a thread of autograd launches the kernels of a backward.
+    """
+    global _captured
+    kept: list[torch.Tensor] = []
+    _captured = kept
+    try:
+        yield kept
+    finally:
+        _captured = None
+
+
 def table(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """The rows as an int64 tensor on the device.
 
     Tables are cached: steps of one shape use the same addresses, and so the same table.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured. Its replays would read the addresses of this call.
+        RuntimeError: a CUDA graph is being captured outside of `captured_tables`. Its replays would read the addresses
+            of this call.
     """
     if device.type != "cuda":
         return _table(tuple(map(tuple, rows)), device, None)
     if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a step of Flash Clipping cannot be captured in a CUDA graph: it reads tables of addresses")
+        if _captured is None:
+            raise RuntimeError(
+                "a step of Flash Clipping is captured in a CUDA graph by flash_clipping.CapturedStep alone"
+            )
+        # Each replay copies the rows again, from memory that stays where it is.
+        pinned = torch.tensor(rows, dtype=torch.int64, pin_memory=True)
+        _captured.append(pinned)
+        return pinned.to(device, non_blocking=True)
     return _table(tuple(map(tuple, rows)), device, torch.cuda.current_stream(device))
 
 
