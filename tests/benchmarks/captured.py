@@ -11,10 +11,10 @@ import sys
 import warnings
 
 import torch
+from flash_clipping.captured import CapturedStep
 from torch.utils.data import DataLoader, TensorDataset
 
 from flash_clipping import PrivacyEngine
-from flash_clipping.captured import CapturedStep
 from service.contract import ModelSpec
 from tests.benchmarks.steps import DTYPES, SHAPES, Shape, measure
 from worker.training.model import PerSampleCrossEntropy, build_model

@@ -107,7 +107,6 @@ class CapturedStep:
         if len(sizes) != 1:
             raise ValueError(f"the tensors of a batch disagree about the number of samples: {sorted(sizes)}")
         optimizer, settings = self.optimizer, self._settings
-        optimizer.deferred.refuse()
         if optimizer.holds_sums():
             raise ValueError(
                 "a backward has left clipped sums: a CapturedStep takes whole steps. Call zero_grad() first"
@@ -136,7 +135,7 @@ class CapturedStep:
         if self._raises and self._settings.device.type != "cuda":
             refuse_flags(float(not total.finite.item()), 0.0)
         self._finish(total)
-        self._stepped(total.finite)
+        self._stepped(total.flags())
         joined = _joined(results, self._settings.device)
         self.module.per_sample_gradient_norms = joined.norms
         return joined
@@ -168,15 +167,17 @@ class CapturedStep:
         with settings.capturable():
             optimizer.update(sums.gradients, deviation, sums.finite if self._raises else None)
 
-    def _stepped(self, finite: torch.Tensor) -> None:
+    def _stepped(self, flags: torch.Tensor) -> None:
         """What a step leaves on the host: the accountant's count, and whether all gradients were finite."""
         optimizer = self.optimizer
-        if self._raises and finite.is_cuda:
-            optimizer.deferred.note(torch.cat([~finite, torch.zeros_like(finite)]).float())
         optimizer.sums.applied(optimizer.params)
         if optimizer.step_hook:
             optimizer.step_hook(optimizer)
         optimizer._is_last_step_skipped = False
+        if self._raises and flags.is_cuda:
+            optimizer.deferred.note(flags)
+            # This step is queued, so the device is busy while the host reads what the one before has left.
+            optimizer.deferred.refuse(but_last=True)
 
     @property
     def _raises(self) -> bool:
@@ -191,7 +192,7 @@ class CapturedStep:
             bucket = self._graphs[key] = _Bucket(self, parts[0])
         self._graphs.move_to_end(key)
         result = bucket.run(parts)
-        self._stepped(bucket.finite)
+        self._stepped(bucket.flags)
         self.module.per_sample_gradient_norms = result.norms
         return result
 
@@ -209,6 +210,10 @@ class _Sums:
 
     gradients: list[torch.Tensor]
     finite: torch.Tensor
+
+    def flags(self) -> torch.Tensor:
+        """As of `ClippedSums.flags`: nothing can change a sum inside of a step."""
+        return torch.cat([~self.finite, torch.zeros_like(self.finite)]).float()
 
     def added(self, other: "_Sums") -> "_Sums":
         torch._foreach_add_(self.gradients, other.gradients)
@@ -296,6 +301,7 @@ class _Bucket:
         self._tables: list[torch.Tensor] = []
         self._own: list[torch.Tensor] | None = None
         self.finite = step._settings.one.clone()
+        self.flags = torch.zeros(2, device=self.finite.device)
 
     def run(self, parts: Sequence[Batch]) -> StepResult:
         if len(parts) == 1:
@@ -326,9 +332,7 @@ class _Bucket:
 
     def _whole(self) -> Any:
         result, sums = self._step._clipped(self._inputs, self._mask)
-        self.finite.copy_(sums.finite)
-        self._step._finish(sums)
-        self._drop_gradients()
+        self._end(sums)
         return result.losses, result.norms
 
     def _first(self) -> Any:
@@ -344,11 +348,12 @@ class _Bucket:
         return result.losses, result.norms
 
     def _finish(self) -> None:
-        self._step._finish(_Sums(list(self._gradients()), self.finite))
-        self._drop_gradients()
+        self._end(_Sums(list(self._gradients()), self.finite))
 
-    def _drop_gradients(self) -> None:
-        """They lie in the memory of graphs, which the next replay overwrites."""
+    def _end(self, sums: _Sums) -> None:
+        self.flags.copy_(sums.flags())
+        self._step._finish(sums)
+        # They lie in the memory of graphs, which the next replay overwrites.
         for p in self._step.optimizer.params:
             p.grad = None
 

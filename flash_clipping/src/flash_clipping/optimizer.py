@@ -117,7 +117,8 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
         if flags is not None:
             flags = self._agreed(flags)
             if flags.is_cuda:
-                self._kept = self.deferred.note(flags)
+                self.deferred.note(flags)
+                self._kept = (flags == 0).all().view(1)
             else:
                 refuse_flags(*flags.tolist())
 

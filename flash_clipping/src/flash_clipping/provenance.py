@@ -40,30 +40,31 @@ def refuse_flags(nonfinite: float, changed: float, applied: str = "Nothing was a
 
 
 class DeferredFlags:
-    """Flags of a step that lie on a GPU. The host reads them at the next step, when they are there, and never waits.
+    """Flags of steps that lie on a GPU. The host reads those of a step once they are there, and does not wait for it.
 
     Until then the step is safe: where a flag is set, it applies noise alone.
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[torch.Tensor, torch.cuda.Event] | None = None
+        self._pending: list[tuple[torch.Tensor, torch.cuda.Event]] = []
 
-    def note(self, flags: torch.Tensor) -> torch.Tensor:
-        """Takes flags, (2,) float on a GPU. Whether none is set: (1,) bool on the GPU."""
+    def note(self, flags: torch.Tensor) -> None:
+        """Takes the flags of a step, (2,) float on a GPU, as `ClippedSums.flags` gives them."""
         host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         host.copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(flags.device))
-        self._pending = host, event
-        return (flags == 0).all().view(1)
+        self._pending.append((host, event))
 
-    def refuse(self) -> None:
-        """Raises for the flags of the step before."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending[1].synchronize()
-            nonfinite, changed = pending[0].tolist()
-            refuse_flags(nonfinite, changed, "The step before applied noise alone in place of that batch")
+    def refuse(self, *, but_last: bool = False) -> None:
+        """Raises for the flags of earlier steps, with `but_last` for all but the last one."""
+        kept = self._pending[-1:] if but_last else []
+        read = self._pending[: len(self._pending) - len(kept)]
+        self._pending = kept
+        for host, event in read:
+            event.synchronize()
+            nonfinite, changed = host.tolist()
+            refuse_flags(nonfinite, changed, "An earlier step applied noise alone in place of that batch")
 
 
 @dataclass
