@@ -25,17 +25,19 @@ class NonFiniteGradientError(RuntimeError):
     """A sample's gradient is infinite or not a number."""
 
 
-def refuse_flags(nonfinite: float, changed: float, applied: str = "Nothing was applied") -> None:
+def refuse_flags(
+    nonfinite: float, changed: float, applied: str = "Nothing was applied: zero_grad() drops the batch"
+) -> None:
     """Raises for the flags of `ClippedSums.flags`; `applied` says what was done with the batch."""
     if nonfinite:
         raise NonFiniteGradientError(
-            f"the gradient of at least one sample is infinite or not a number. {applied}; zero_grad() drops the batch, "
-            'and PrivacyEngine(nonfinite="drop") gives such samples the weight zero'
+            f"the gradient of at least one sample is infinite or not a number. {applied}. "
+            'PrivacyEngine(nonfinite="drop") gives such samples the weight zero'
         )
     if changed:
         raise UnclippedGradientError(
             "a clipped gradient was changed between backward and step (through .data, by a GradScaler or by "
-            f"clip_grad_norm_): change nothing there. {applied}; zero_grad() drops the gradients"
+            f"clip_grad_norm_): change nothing there. {applied}"
         )
 
 
