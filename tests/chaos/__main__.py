@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --jobs 200 --seed 1`: a storm, its table, and status 1 when anything was lost or doubled."""
+"""`python -m tests.chaos --jobs 200 --seed 1`: a chaos run; status 1 when anything was lost or doubled."""
 
 import argparse
 import shutil
@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.run import Report, run_storm, train_record
+from tests.chaos.run import Report, run_chaos, train_record
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     record = train_record(folder)
     failed = False
     for seed in options.seed:
-        report = run_storm(record, options.jobs, seed, _say, blows=options.blows, poison=options.poison)
+        report = run_chaos(record, options.jobs, seed, _say, blows=options.blows, poison=options.poison)
         print(f"\n\n{describe(options.jobs, seed, report)}", flush=True)
         failed = failed or bool(report.audit.violations)
     if failed:

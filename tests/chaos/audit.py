@@ -1,4 +1,4 @@
-"""After the storm: is every job there once, with one verdict and the right one, and is nothing else left?"""
+"""After a chaos run: is every job there once, with one verdict and the right one, and is nothing else left?"""
 
 from collections import Counter
 from dataclasses import dataclass, field

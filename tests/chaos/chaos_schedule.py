@@ -1,4 +1,4 @@
-"""The storm: jobs come in while a seeded schedule of blows falls on everything."""
+"""Submits jobs while a seeded schedule of blows kills, stops and restarts programs and servers."""
 
 import random
 import signal
@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from service.store import ComparisonRow
 from tests.chaos.client import post
-from tests.chaos.cluster import WORKERS, House
+from tests.chaos.cluster import WORKERS, Cluster
 from tests.chaos.jobs import Job
 
 PHASES = ("claimed", "checkout", "reference", "candidate", "2 arms side by side", "judging", "recording")
@@ -19,11 +19,11 @@ PHASE_SECONDS = 15.0
 HOLD_SECONDS = 1.5
 
 
-class Storm:
+class ChaosSchedule:
     """One run. `blows` counts what fell, `accepted` has the ids of the jobs by key, `verdicts` what each must get."""
 
-    def __init__(self, house: House, jobs: list[Job], seed: int, blows_per_job: float, say: Callable[[str], None]):
-        self._house, self._jobs, self._say = house, jobs, say
+    def __init__(self, cluster: Cluster, jobs: list[Job], seed: int, blows_per_job: float, say: Callable[[str], None]):
+        self._cluster, self._jobs, self._say = cluster, jobs, say
         self._rng = random.Random(seed)
         self._num_blows = round(blows_per_job * len(jobs))
         self.blows: Counter[str] = Counter()
@@ -31,7 +31,7 @@ class Storm:
         self.verdicts: dict[str, str] = {}
         self._over = threading.Event()
 
-    def rage(self) -> None:
+    def run(self) -> None:
         """Submit every job, let every blow fall, and return when all jobs have been accepted and cancels answered."""
         mender = threading.Thread(target=self._mend)
         mender.start()
@@ -53,20 +53,20 @@ class Storm:
 
     def _send(self, job: Job) -> None:
         body = job.comparison.model_dump(mode="json")
-        status, answer = post(f"{self._house.address}/api/v1/comparisons", body, job.key)
+        status, answer = post(f"{self._cluster.address}/api/v1/comparisons", body, job.key)
         assert status in (200, 201), (status, answer)
         self.accepted.setdefault(job.key, []).append(answer["id"])
         self.verdicts[job.key] = job.verdict
         if job.cancel_after is not None:
             self._over.wait(job.cancel_after)
-            status, _ = post(f"{self._house.address}{answer['links']['cancel']}")
+            status, _ = post(f"{self._cluster.address}{answer['links']['cancel']}")
             assert status in (200, 409), status
-            # Who was told that it is cancelled must find it cancelled; who came too late, what it was.
+            # A cancel that was accepted must end in `cancelled`; one that came too late changes nothing.
             self.verdicts[job.key] = "cancelled" if status == 200 else job.verdict
 
     def _mend(self) -> None:
         while not self._over.wait(0.1):
-            self._house.mend()
+            self._cluster.mend()
 
     def _blow(self) -> None:
         blows: list[tuple[int, Callable[[], str]]] = [
@@ -84,7 +84,7 @@ class Storm:
         self.blows[self._rng.choices(choices, weights)[0]()] += 1
 
     def _kill(self, name: str) -> str:
-        self._house.signal(name, signal.SIGKILL)
+        self._cluster.signal(name, signal.SIGKILL)
         return f"kill -9 {name.partition('-')[0]}"
 
     def _kill_in_a_phase(self) -> str:
@@ -93,7 +93,7 @@ class Storm:
         deadline = time.monotonic() + PHASE_SECONDS
         while time.monotonic() < deadline:
             try:
-                if any(self._killed_in(phase, row) for row in self._house.running()):
+                if any(self._killed_in(phase, row) for row in self._cluster.running()):
                     return f"kill -9 worker, {phase}"
             except Exception:  # the database is one of those that fall
                 break
@@ -102,7 +102,7 @@ class Storm:
         return "kill -9 worker, any phase"
 
     def _killed_in(self, phase: str, row: ComparisonRow) -> bool:
-        worker = self._house.worker_of(row)
+        worker = self._cluster.worker_of(row)
         if worker is None:
             return False
         current = row.attempts[-1].phase or "claimed"
@@ -114,8 +114,8 @@ class Storm:
 
     def _killed_recording(self, worker: str, attempt_id: int) -> bool:
         """Recording takes milliseconds; while the row is held, as any slow transaction may hold it, it cannot end."""
-        plots = self._house.settings.folder / "artifacts" / "attempts" / str(attempt_id)
-        with self._house.held(attempt_id) as running:
+        plots = self._cluster.settings.folder / "artifacts" / "attempts" / str(attempt_id)
+        with self._cluster.held(attempt_id) as running:
             deadline = time.monotonic() + HOLD_SECONDS
             while running and time.monotonic() < deadline:
                 if plots.exists():
@@ -127,25 +127,25 @@ class Storm:
     def _sleep(self) -> str:
         """Stop a worker for longer than its lease, as a machine that sleeps is."""
         name = self._rng.choice(WORKERS)
-        if self._house.signal(name, signal.SIGSTOP):
-            self._over.wait(self._house.settings.lease_seconds + 1.5)
-            self._house.signal(name, signal.SIGCONT)
+        if self._cluster.signal(name, signal.SIGSTOP):
+            self._over.wait(self._cluster.settings.lease_seconds + 1.5)
+            self._cluster.signal(name, signal.SIGCONT)
         return "worker asleep past its lease"
 
     def _drain(self) -> str:
-        self._house.signal(self._rng.choice(WORKERS), signal.SIGTERM)
+        self._cluster.signal(self._rng.choice(WORKERS), signal.SIGTERM)
         return "SIGTERM worker"
 
     def _flush(self) -> str:
-        self._house.redis.flush()
+        self._cluster.redis.flush()
         return "Redis FLUSHALL"
 
     def _restart_redis(self) -> str:
-        self._house.redis.stop()
+        self._cluster.redis.stop()
         self._over.wait(self._rng.uniform(0, 2))
-        self._house.redis.start()
+        self._cluster.redis.start()
         return "Redis restarted, empty"
 
     def _restart_postgres(self, *, crash: bool) -> str:
-        self._house.postgres.restart(crash=crash)
+        self._cluster.postgres.restart(crash=crash)
         return f"PostgreSQL {'crashed' if crash else 'restarted'}"

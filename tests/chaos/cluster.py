@@ -1,4 +1,4 @@
-"""All that a storm rages through: two servers, four programs, and whoever restarts those that die."""
+"""What a chaos run disturbs: two servers and four programs, each restarted when it dies."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ WORKERS = ("worker-1", "worker-2")
 MODULES = {"api": "service.cli", "beat": "service.cli"} | dict.fromkeys(WORKERS, "tests.chaos.worker")
 
 
-class House:
+class Cluster:
     """The programs by name. One that has ended is started again by `mend`, as a service manager does."""
 
     def __init__(self, folder: Path, record: Path, postgres: Postgres, redis: Redis) -> None:
@@ -39,7 +39,7 @@ class House:
         self.scratch.mkdir()
         self.settings = Settings(
             data_dir=folder / "data",
-            database_url=postgres.create("storm"),
+            database_url=postgres.create("chaos"),
             broker_url=redis.url,
             port=_free_port(),
             lease_seconds=3,
@@ -94,7 +94,7 @@ class House:
             yield session.scalar(running.with_for_update()) is not None
 
     def leave(self) -> dict[str, int]:
-        """Tells every program to go. Their exit statuses by name."""
+        """Send SIGTERM to every program; return their exit statuses by name."""
         for name in MODULES:
             self.signal(name, signal.SIGTERM)
         return {name: program.process.wait(30) for name, program in self._programs.items()}
@@ -117,10 +117,10 @@ class House:
 
 
 @contextmanager
-def house(record: Path) -> Iterator[House]:
-    """A house that is gone afterwards, its servers with it."""
+def cluster(record: Path) -> Iterator[Cluster]:
+    """A cluster in a temporary folder. Its processes, servers and files are removed at the end."""
     with postgres_server() as postgres, redis_server() as redis, tempfile.TemporaryDirectory(prefix="cw-chaos-") as top:
-        built = House(Path(top), record, postgres, redis)
+        built = Cluster(Path(top), record, postgres, redis)
         try:
             yield built
         finally:

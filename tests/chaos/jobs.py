@@ -1,4 +1,4 @@
-"""The jobs of a storm: comparisons whose verdict is known beforehand."""
+"""The jobs of a chaos run: comparisons whose verdict is known beforehand."""
 
 import random
 from dataclasses import dataclass

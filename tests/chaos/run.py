@@ -1,4 +1,4 @@
-"""One storm from its record to its audit."""
+"""One chaos run, from its record to its audit."""
 
 import signal
 import threading
@@ -13,9 +13,9 @@ import opacus
 from service.contract import RECORD_FILE, ArmSpec, Mode
 from service.store import ComparisonRepository
 from tests.chaos.audit import Audit, audit_rows
-from tests.chaos.chaos_schedule import Storm
+from tests.chaos.chaos_schedule import ChaosSchedule
 from tests.chaos.client import post
-from tests.chaos.cluster import House, house
+from tests.chaos.cluster import Cluster, cluster
 from tests.chaos.jobs import BATCH, STEPS, make_jobs
 from tests.service.documents import tiny
 from tests.waiting import until
@@ -29,7 +29,7 @@ STUCK_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Report:
-    """What a storm did and left."""
+    """What a chaos run did, and what it left."""
 
     audit: Audit
     blows: Counter[str]
@@ -44,26 +44,26 @@ def train_record(folder: Path) -> Path:
     return folder / RECORD_FILE
 
 
-def run_storm(
+def run_chaos(
     record: Path, num_jobs: int, seed: int, say: Callable[[str], None], *, blows: float = 0.4, poison: int = 0
 ) -> Report:
-    """A storm over `num_jobs` jobs with `blows` per job, `poison` of the jobs poisonous."""
+    """Run `num_jobs` jobs with `blows` per job. `poison` jobs kill each worker that takes them."""
     begun = time.monotonic()
     jobs = make_jobs(num_jobs, seed, str(Path(opacus.__file__).parents[1]), poison)
-    with house(record) as built:
-        storm = Storm(built, jobs, seed, blows, say)
-        storm.rage()
-        ids = {public_id: key for key, found in storm.accepted.items() for public_id in found}
+    with cluster(record) as built:
+        schedule = ChaosSchedule(built, jobs, seed, blows, say)
+        schedule.run()
+        ids = {public_id: key for key, found in schedule.accepted.items() for public_id in found}
         _wait_for_all(built, ids, say)
-        audit = audit_rows(built.database, storm.accepted, storm.verdicts, built.settings.max_attempts)
+        audit = audit_rows(built.database, schedule.accepted, schedule.verdicts, built.settings.max_attempts)
         audit.violations += _leftovers(built)
         if audit.violations:
             for log in built.folder.glob("*.log"):
                 (record.parent / log.name).write_bytes(log.read_bytes())
-        return Report(audit, storm.blows, built.starts, time.monotonic() - begun)
+        return Report(audit, schedule.blows, built.starts, time.monotonic() - begun)
 
 
-def _wait_for_all(built: House, ids: dict[str, str], say: Callable[[str], None]) -> None:
+def _wait_for_all(built: Cluster, ids: dict[str, str], say: Callable[[str], None]) -> None:
     """Until every job is finished or none ends any more; what dies (poison kills workers) is started again."""
     open_ids = set(ids)
     progressed = time.monotonic()
@@ -80,8 +80,8 @@ def _wait_for_all(built: House, ids: dict[str, str], say: Callable[[str], None])
         time.sleep(0.5)
 
 
-def _leftovers(built: House) -> list[str]:
-    """What is left once one more comparison has run and every program has been told to go."""
+def _leftovers(built: Cluster) -> list[str]:
+    """What is left once one more comparison has run and every program has got SIGTERM."""
     status, answer = post(
         f"{built.address}/api/v1/comparisons", make_jobs(1, 0, "", 0)[0].comparison.model_dump(mode="json")
     )

@@ -7,7 +7,7 @@ import pytest
 from opacus.accountants import create_accountant
 
 from service.contract import Subject, Workload
-from tests.worker.judge.judging import gate_of
+from tests.worker.judge.judgements import gate_of
 from tests.worker.judge.records import comparison, record, trained
 from worker.judge import judge
 from worker.judge.accounting import allowed

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.contract import Clipping, Subject, gradient_sigma
-from tests.worker.judge.judging import gate_of
+from tests.worker.judge.judgements import gate_of
 from tests.worker.judge.records import NORM, STEPS, Faults, comparison, record, trained, with_parameter, with_step
 from worker.judge import judge
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from service.contract import ArmRecord, Subject
-from tests.worker.judge.judging import failed, gate_of
+from tests.worker.judge.judgements import failed, gate_of
 from tests.worker.judge.records import NORM, comparison, record, with_end, with_metric, with_parameter, with_step
 from worker.judge import judge
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.contract import ArmRecord, OptimizerName, Subject
-from tests.worker.judge.judging import failed, gate_of
+from tests.worker.judge.judgements import failed, gate_of
 from tests.worker.judge.records import (
     HONEST,
     KEY_BIAS,

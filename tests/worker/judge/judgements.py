@@ -1,4 +1,4 @@
-"""What tests ask of a judgement."""
+"""Looks up gates of a judgement."""
 
 from service.contract import Gate, Judgement, Subject
 
