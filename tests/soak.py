@@ -140,7 +140,7 @@ def line_of(seed: int, result: Result) -> dict[str, Any]:
         "verdict": result.outcome.verdict.value,
         "dtype": comparison.candidate.dtype.value,
         "arms": [f"{arm.mode} × {arm.world_size}" for arm in (comparison.reference, comparison.candidate)],
-        "words": result.words,
+        "words": result.summary,
         "workload": comparison.workload.model_dump(mode="json", exclude_defaults=True),
         "gates": [
             [gate.metric, gate.subject.value, gate.passed, gate.observed, gate.limit]

@@ -15,7 +15,7 @@ from click import Context
 
 from service.cli import cli
 from service.settings import Settings
-from worker.launch.kubernetes.objects import PEERS
+from worker.launch.kubernetes.objects import PEERS_LABEL
 
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with yamllint, a development dependency")
 
@@ -219,8 +219,8 @@ def test_network_policies_deny_what_they_do_not_name() -> None:
     policies = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
     arms = named(documents, "NetworkPolicy", "arm")["spec"]
-    peers = [{"podSelector": {"matchLabels": {PEERS: "true"}}}]
-    assert arms["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "arm", PEERS: "true"}
+    peers = [{"podSelector": {"matchLabels": {PEERS_LABEL: "true"}}}]
+    assert arms["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "arm", PEERS_LABEL: "true"}
     assert [rule["from"] for rule in arms["ingress"]] == [peers]
     others = [rule for rule in arms["egress"] if rule["to"] != peers]
     assert [[port["port"] for port in rule["ports"]] for rule in others] == [[53, 53]]

@@ -1,4 +1,4 @@
-"""Ties a process to the one that started it."""
+"""Ends a process with its parent."""
 
 import ctypes
 import os
@@ -9,18 +9,18 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ask Linux to kill this process when its parent goes, however it goes; does nothing on other systems.
+    """Ask Linux to kill this process when its parent ends in any way. Does nothing on other systems.
 
-    torchrun's ranks are in sessions of their own, so no signal to a group reaches them. Linux means the thread that
-    started this process: it must live as long as the process should.
+    torchrun's ranks are in sessions of their own, so no signal to a process group reaches them. Linux takes the thread
+    that started this process for its parent: that thread must run as long as this process should.
 
     Args:
-        parent: who started this process, where that is known. In a container it may have the number 1, which elsewhere
-            means that it has gone.
+        parent: the process id of the parent, if it is known. In a container the parent can be process 1. Without
+            `parent`, process 1 means that the parent has ended.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    gone = os.getppid() != parent if parent else os.getppid() == 1 and os.getpid() != 1
-    if gone:  # before we asked
+    ended = os.getppid() != parent if parent else os.getppid() == 1 and os.getpid() != 1
+    if ended:  # before the request
         os.kill(os.getpid(), signal.SIGKILL)

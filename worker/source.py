@@ -1,10 +1,10 @@
-"""What tells one Opacus from another: shared by the checkout and by the arm, which says what it imported."""
+"""Identifies an Opacus by the hash of its files. The checkout and the arm, which reports its import, both use it."""
 
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-# Of 64: enough that no two sources look alike by accident.
+# Of 64 hex digits: enough that no two sources share them by accident.
 SHOWN_DIGITS = 16
 
 
@@ -18,10 +18,10 @@ def hash_package(package: Path) -> str:
 
 
 def package_folder(name: str) -> Path:
-    """The folder of the installed package `name`. It is looked up and not imported: an import of Opacus takes seconds.
+    """The folder of the installed package `name`. The package is not imported: an import of Opacus takes seconds.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: the package is not installed.
     """
     found = find_spec(name)
     if found is None or found.origin is None:
@@ -30,7 +30,9 @@ def package_folder(name: str) -> Path:
 
 
 def describe_source(opacus: str, digest: str) -> str:
-    """`opacus` of a resolved arm and the start of its files' hash; without the path of a folder, which others may see.
+    """Describe the source `opacus` of a resolved arm with the start of its files' hash.
+
+    The path of a folder is left out: everybody who can read the result would see it.
 
     >>> describe_source("path:/home/me/opacus", "0b7620736a9f3f3aafc61f6d")
     'path, files 0b7620736a9f3f3a'

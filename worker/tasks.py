@@ -1,4 +1,4 @@
-"""The Celery tasks: a notifier that rings is a conductor that looks, or in a fleet a host that looks for its part."""
+"""The Celery tasks of a worker: conduct queued comparisons, and in a fleet run nodes of arms for other hosts."""
 
 from typing import Any
 
@@ -11,20 +11,19 @@ from service.settings import get_settings
 from service.store import Database
 from service.telemetry import configure_logging, start_tracing
 from worker.conductor.conduct import Conductor
-from worker.fleet.join import FleetMember, membership
-from worker.fleet.membership import HostError
+from worker.fleet.join import FleetMember, join_fleet
 from worker.launch import Launcher, LaunchError
-from worker.runner.launcher_factory import local_launcher, make_device_pool, make_launcher
+from worker.launchers import make_device_pool, make_launcher, make_local_launcher
 
 
 def main(launcher: Launcher | None = None) -> None:
-    """Serve comparisons until SIGTERM or SIGINT; their arms run under torchrun on this host by default."""
+    """Serve comparisons until SIGTERM or SIGINT. Without a `launcher` the settings say where arms run."""
     settings = get_settings()
     database = Database(settings.database)
     try:
-        with membership(database, settings, local_launcher(settings)) as member:
+        with join_fleet(database, settings, make_local_launcher(settings)) as member:
             _serve(database, launcher or make_launcher(settings), member)
-    except (HostError, LaunchError) as fault:
+    except LaunchError as fault:
         raise CommandError(str(fault)) from fault
 
 
@@ -35,29 +34,29 @@ def _serve(database: Database, launcher: Launcher, member: FleetMember | None) -
     conductor = Conductor(database, ArtifactFolder(settings), settings, launcher, make_device_pool(settings), fleet)
 
     @app.task(name=LOOK)
-    def look(public_id: str, *others: str) -> None:
-        """Look for work, this comparison first, once each of the others has a notifier of its own."""
+    def run_comparison(public_id: str, *others: str) -> None:
+        """Conduct this comparison, then others that wait. First notify other workers of `others`."""
         for other in others:
             notifier.notify(other)
-        conductor.look(public_id)
+        conductor.conduct_queued(public_id)
 
     @app.task(name=LOOK_AGENT)
-    def look_agent(agent_id: int) -> None:
-        """Do this host's part of an arm, if it is still asked for."""
+    def run_node_task(task_id: int) -> None:
+        """Run a node of an arm on this host, if its head still asks for it."""
         if member is not None:
-            member.agents.run(agent_id)
+            member.agent.run(task_id)
 
     @signals.setup_logging.connect(weak=False)
-    def log_as_we_do(**_: Any) -> None:
-        """Keeps Celery from setting up logging of its own."""
+    def keep_our_logging(**_: Any) -> None:
+        """Set up our logging. While a receiver is connected, Celery sets up none of its own."""
         configure_logging(settings)
 
     @signals.worker_shutting_down.connect(weak=False)
-    def leave(**_: Any) -> None:
-        """Give running comparisons back as soon as the worker is told to go."""
+    def shut_down(**_: Any) -> None:
+        """Give running comparisons back to the queue as soon as the worker is asked to end."""
         conductor.shut_down()
         if member is not None:
-            member.agents.shut_down()
+            member.agent.shut_down()
 
     start_tracing(settings, "worker")
     queues = [QUEUE, *([member.queue] if member else [])]

@@ -160,6 +160,13 @@ class ArmError(StrictModel):
     traceback: str | None = None
 
 
+class NodeFailure(StrictModel):
+    """An error that a rank, or a process that watches ranks, described on one node, and when."""
+
+    at: float = Field(description="Seconds since the epoch, by the clock of the node's host")
+    error: ArmError
+
+
 class ArmRecord(StrictModel):
     """A whole arm as it was recorded. `end` is missing when the run died."""
 

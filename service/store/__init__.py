@@ -5,7 +5,7 @@ with a fencing token. No repository commits: the caller's `Database.write()` doe
 """
 
 from service.store.access import NOTED_EVERY, TokenRepository, WebSessionRepository
-from service.store.agents import AgentEnd, AgentRepository, AgentTask, NodeFailure, NodeTaskStatus
+from service.store.agents import AgentEnd, AgentRepository, AgentTask, NodeTaskStatus
 from service.store.attempts import ArmProgress, AttemptProgress, AttemptRepository, Claim, HeldLease
 from service.store.check_models import CheckEntryRow, CheckRow, DeliveryRow, DeliveryState, ReportKind, ReportRow
 from service.store.checks import BranchSuite, CheckRepository, branch_suite_of
@@ -79,7 +79,6 @@ __all__ = [
     "LogRepository",
     "NoHosts",
     "Node",
-    "NodeFailure",
     "NodeTaskStatus",
     "PruneRepository",
     "Report",

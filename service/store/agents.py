@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, exists, select, update
 from sqlalchemy.orm import Session
 
-from service.contract import ArmError, ArmSpec
+from service.contract import ArmSpec, NodeFailure
 from service.store.host_models import AgentRow, AgentState, HostRow
 from service.store.hosts import Node
 from service.store.models import AttemptRow, AttemptState
@@ -24,14 +24,6 @@ class AgentTask:
     port: int
     job: str
     digest: str | None
-
-
-@dataclass(frozen=True)
-class NodeFailure:
-    """The error that a rank reported, and the time of the report, in seconds of its host's clock."""
-
-    at: float
-    error: ArmError
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,7 @@ class AgentRepository:
             state=AgentState.ENDED.value,
             ended_at=now,
             exit_status=end.exit_status,
-            failures=[{"at": failure.at, "error": as_json(failure.error)} for failure in end.failures],
+            failures=[as_json(failure) for failure in end.failures],
             log_tail=end.log_tail,
         )
         return self._session.scalar(ended.returning(AgentRow.id)) is not None
@@ -150,6 +142,6 @@ def _attempt_runs() -> ColumnElement[bool]:
 
 
 def _status(row: AgentRow, host: str) -> NodeTaskStatus:
-    failures = [NodeFailure(each["at"], ArmError.model_validate(each["error"])) for each in row.failures or []]
+    failures = [NodeFailure.model_validate(each) for each in row.failures or []]
     end = AgentEnd(row.exit_status, failures, row.log_tail or "")
     return NodeTaskStatus(row.id, row.node, host, AgentState(row.state), row.heartbeat_at, end)

@@ -14,7 +14,7 @@ from service.artifacts import ArtifactFolder
 from service.contract import Arm, Comparison, Mode, Provider, Workload
 from service.settings import Settings
 from worker.launch import LocalLauncher
-from worker.launch.devices import Devices, cores
+from worker.launch.devices import HostDevices, cores
 from worker.runner import run_comparison
 from worker.runner.arm_cache import ArmCache
 from worker.runner.suite import NullObserver
@@ -31,7 +31,7 @@ def main() -> None:
 
 def _table(top: Path, steps: int, slots: int) -> None:
     sequence, beside = LocalLauncher(), LocalLauncher(threads=max(1, cores() // slots))
-    places, artifacts = Devices(slots), ArtifactFolder(Settings(data_dir=top))
+    device_pool, artifacts = HostDevices(slots), ArtifactFolder(Settings(data_dir=top))
 
     def row(name: str, launcher: LocalLauncher, provider: Provider, **options: Any) -> None:
         comparison = Comparison(
@@ -46,16 +46,16 @@ def _table(top: Path, steps: int, slots: int) -> None:
         seconds, reused = time.perf_counter() - begun, [role for role, arm in outcome.arms.items() if arm.reused_from]
         print(f"| {name} | {seconds:.1f} | {outcome.verdict} | {', '.join(reused) or '–'} |", flush=True)
 
-    def kept() -> ArmCache:
+    def cache() -> ArmCache:
         return ArmCache(artifacts, beside, "cmp/1")
 
     print(f"{cores()} cores, {steps} steps of the default workload, ghost and flash with an oracle of one step\n")
     print("| arms | s | verdict | reused |\n| --- | --- | --- | --- |")
     row("one after another", sequence, Provider.AUTO)
-    row("side by side", beside, Provider.AUTO, places=places, kept=kept())
+    row("side by side", beside, Provider.AUTO, device_pool=device_pool, cache=cache())
     # The same work, but another arm.
-    row("a new candidate", beside, Provider.CLIPWATCH, places=places, kept=kept())
-    row("nothing new", beside, Provider.AUTO, places=places, kept=kept())
+    row("a new candidate", beside, Provider.CLIPWATCH, device_pool=device_pool, cache=cache())
+    row("nothing new", beside, Provider.AUTO, device_pool=device_pool, cache=cache())
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from service.contract import Arm, ArmEnd, ArmRecord, ArmStart, Comparison, Gate,
 from service.store import (
     ArmResult,
     Artifact,
+    AttemptProgress,
     AttemptRepository,
     AttemptResult,
     Claim,
     ComparisonRepository,
     Database,
     LogRepository,
-    Progress,
     migrate,
     now,
 )
@@ -122,7 +122,7 @@ def heartbeats(database: Database, threads: int, seconds: float) -> float:
         while time.monotonic() < deadline:
             with database.write() as session:
                 repository = AttemptRepository(session)
-                repository.heartbeat(claims[index].token, now(session), LEASE, Progress("candidate"))
+                repository.heartbeat(claims[index].token, now(session), LEASE, AttemptProgress("candidate"))
             counts[index] += 1
 
     beating = [threading.Thread(target=beat, args=(index,)) for index in range(threads)]

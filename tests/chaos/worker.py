@@ -41,7 +41,7 @@ class ReplayLauncher(LocalLauncher):
                 subprocess.Popen(
                     [sys.executable, "-S", "-E", str(ARM), json.dumps(plan)],
                     cwd=folder,
-                    env=self._scrubbed(spec.arm, source),
+                    env=self._arm_environment(spec.arm, source),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -103,7 +103,7 @@ def test_one_that_never_ends_is_ended_at_its_time_limit(engine, tmp_path):
         launcher=launcher,
         observer=Recording(),
         stop=threading.Event(),
-        limits=of_time.ResourceLimits(arm_seconds=8, stall_seconds=60),
+        timeouts=of_time.Timeouts(arm_seconds=8, stall_seconds=60),
     )
     assert outcome.error is not None
     assert outcome.error.kind is ErrorKind.TIME_LIMIT
@@ -129,7 +129,7 @@ def test_a_log_without_end_is_cut_even_where_its_name_is_gone(engine, tmp_path):
         launcher=launcher,
         observer=observer,
         stop=stop,
-        limits=of_time.ResourceLimits(arm_seconds=10, stall_seconds=60),
+        timeouts=of_time.Timeouts(arm_seconds=10, stall_seconds=60),
     )
     assert outcome.error is not None
     assert outcome.error.kind is ErrorKind.TIME_LIMIT

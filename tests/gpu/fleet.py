@@ -18,7 +18,7 @@ from service.contract import Arm, Comparison, Device, Dtype, Mode, Workload
 from service.settings import Settings
 from service.store import ArmRow, AttemptRepository, ComparisonRow, Database, LogRepository, migrate
 from tests.namespaces import missing
-from tests.worker.fleet.cluster import FleetHouse, fleet_house
+from tests.worker.fleet.cluster import FleetCluster, fleet_cluster
 
 WORKER = "--worker"
 
@@ -36,7 +36,7 @@ def main() -> int:
             "program": ("tests.gpu.fleet", WORKER),
             "environment": lambda number: _environment(number, arguments),
         }
-        with fleet_house(arguments.nodes, folder, settings, **worker) as house:
+        with fleet_cluster(arguments.nodes, folder, settings, **worker) as house:
             public_id = house.submit(comparison)
             begun = time.monotonic()
             done = house.finished(public_id, arguments.seconds)
@@ -92,7 +92,7 @@ def _migrated(settings: Settings) -> None:
     database.close()
 
 
-def _report(house: FleetHouse, done: ComparisonRow, arguments: argparse.Namespace, seconds: float) -> str:
+def _report(house: FleetCluster, done: ComparisonRow, arguments: argparse.Namespace, seconds: float) -> str:
     attempt = done.attempts[-1]
     with house.database.read() as session:
         arms = AttemptRepository(session).arms(attempt.id)
@@ -119,7 +119,7 @@ def _arm_line(arm: ArmRow, hosts: int) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _log(house: FleetHouse, done: ComparisonRow) -> str:
+def _log(house: FleetCluster, done: ComparisonRow) -> str:
     with house.database.read() as session:
         return "".join(chunk.text for chunk in LogRepository(session).after(done.id, limit=100_000))
 

@@ -10,7 +10,7 @@ from service.contract import Arm, Device, Mode, Verdict
 from tests.worker.conductor.conducting import compared
 from tests.worker.workloads import Recording
 from worker.launch import LocalLauncher
-from worker.launch.devices import Devices
+from worker.launch.devices import HostDevices
 from worker.runner import run_comparison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -47,7 +47,7 @@ def test_arms_side_by_side_see_one_gpu_each(tmp_path) -> None:
         observer=observer,
         stop=threading.Event(),
         plots=False,
-        places=Devices(slots=1),
+        device_pool=HostDevices(slots=1),
     )
     assert outcome.verdict is Verdict.PASSED, outcome.error
     assert sorted(observer.seen) == ["0", "1"]

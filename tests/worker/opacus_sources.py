@@ -9,7 +9,7 @@ from tests.worker.checkout.repository import Repository
 
 VERSION = f'\n__version__ = "{opacus.__version__}+changed"\n'
 
-# An Opacus with a flash mode of its own: ghost by another name.
+# An Opacus with a flash mode of its own, which is ghost under another name.
 NATIVE_FLASH = {
     "grad_sample/utils.py": [('grad_sample_mode == "ghost":', 'grad_sample_mode in ("ghost", "flash"):')],
     "optimizers/__init__.py": [('grad_sample_mode == "ghost":', 'grad_sample_mode in ("ghost", "flash"):')],
@@ -18,7 +18,7 @@ NATIVE_FLASH = {
         ('"ghost" in grad_sample_mode:', '"ghost" in grad_sample_mode or "flash" in grad_sample_mode:'),
     ],
 }
-# Gradients clipped to nine tenths of what they may be.
+# Gradients clipped to nine tenths of the bound.
 CLIPS_TOO_MUCH = {
     "grad_sample/grad_sample_module_fast_gradient_clipping.py": [
         ("self.max_grad_norm / (norm_sample", "0.9 * self.max_grad_norm / (norm_sample")
@@ -28,7 +28,7 @@ DOES_NOT_IMPORT = {"optimizers/__init__.py": [("from .optimizer import DPOptimiz
 
 
 def commit_changed_opacus(repository: Repository, changes: dict[str, list[tuple[str, str]]]) -> str:
-    """Commit the installed Opacus with texts replaced and a version of its own; its sha."""
+    """Commit the installed Opacus with texts replaced and a version of its own. Returns the sha."""
     package = repository.folder / "opacus"
     shutil.rmtree(package, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "tests")

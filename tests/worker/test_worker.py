@@ -1,4 +1,4 @@
-"""The Celery worker as a program: over Redis and PostgreSQL, killed, and told to go."""
+"""The Celery worker as a program, with Redis and PostgreSQL: killed, and asked to end."""
 
 import signal
 import time
@@ -34,7 +34,7 @@ def training(database: Database, public_id: str) -> bool:
 
 
 class TestRedisAndPostgres:
-    """A worker that dies without a word, and the one after it."""
+    """A worker that is killed, and the worker after it."""
 
     @pytest.fixture
     def backend(self) -> str:
@@ -76,19 +76,19 @@ class TestRedisAndPostgres:
 
 
 class TestEmbedded:
-    """A worker that is told to go in the middle of its work."""
+    """A worker that is asked to end in the middle of its work."""
 
     @pytest.fixture
     def backend(self) -> str:
         return "sqlite"
 
     @pytest.mark.slow
-    def test_on_sigterm_it_gives_back_what_it_had_and_goes(self, database, notifier, settings, tmp_path) -> None:
+    def test_on_sigterm_it_gives_its_comparison_back_and_ends(self, database, notifier, settings, tmp_path) -> None:
         with database.write() as session:
             moment = now(session)
             comparison = tiny(num_samples=400_000)
             public_id = ComparisonRepository(session).add(comparison, moment, ring_after=moment).public_id
-        # In one notifier with another, as a busy service rings.
+        # In one notification with another, as a busy service sends them.
         notifier.notify("cmp_gone", public_id)
         with running(["worker"], settings, tmp_path / "worker.log") as worker:
             until(lambda: training(database, public_id), 60)
@@ -97,18 +97,20 @@ class TestEmbedded:
             told = time.monotonic()
             assert worker.end() == 0
             assert time.monotonic() - told < 12
-        # The judge's server goes by itself once its worker has.
+        # The judge's fork server ends by itself after its worker.
         until(lambda: not alive(family), 5)
         given_back = row(database, public_id)
         assert (given_back.status, [attempt.state for attempt in given_back.attempts]) == ("queued", ["released"])
 
     @pytest.mark.slow
-    def test_it_takes_what_waits_without_another_bell(self, database, notifier, settings, tmp_path) -> None:
+    def test_it_takes_queued_comparisons_without_another_notification(
+        self, database, notifier, settings, tmp_path
+    ) -> None:
         with database.write() as session:
             moment = now(session)
             several = [ComparisonRepository(session).add(tiny(), moment, ring_after=moment) for _ in range(3)]
             ids = [comparison.public_id for comparison in several]
-        # A notifier that is stale says "look" as any other does.
+        # A stale notification makes the worker look for queued comparisons, as any other does.
         notifier.notify("cmp_gone")
         with running(["worker"], settings, tmp_path / "worker.log") as worker:
             until(lambda: all(row(database, public_id).status == "finished" for public_id in ids), 120)

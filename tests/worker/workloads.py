@@ -23,7 +23,7 @@ def cpu_arm(mode: Mode, world_size: int = 1, **changes: Any) -> Arm:
 
 
 class Recording:
-    """An observer that keeps what it is told."""
+    """An observer that records everything."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []

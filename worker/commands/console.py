@@ -1,4 +1,4 @@
-"""What `clipwatch compare` and `clipwatch train` show: progress while arms run, tables when they have."""
+"""The output of `clipwatch compare` and `clipwatch train`: progress while arms run, tables when they have ended."""
 
 import sys
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from service.contract import ArmStart, Gate, Judgement, StepRecord, Subject
 if TYPE_CHECKING:
     from worker.runner import ArmOutcome
 
-# Where no terminal follows along, a line every tenth of an arm.
+# Lines of progress for each arm if the output is no terminal.
 LINES_PER_ARM = 10
 
 
 class ProgressObserver:
-    """Shows a bar per arm on a terminal and a line every few steps elsewhere, always on standard error."""
+    """Shows a bar for each arm on a terminal, and a line every few steps elsewhere."""
 
     def __init__(self, console: Console, labels: dict[str, str]):
         self._console, self._labels = console, labels
@@ -61,7 +61,7 @@ class ProgressObserver:
             self._console.print(f"  {role}: step {step.step}/{total}, loss {step.loss:.4f}")
 
     def log(self, role: str, text: str) -> None:
-        """Logs stay in their files."""
+        """Does nothing: the log is in the arm's folder."""
 
     def _bar(self, role: str) -> TaskID:
         if role not in self._tasks:
@@ -73,12 +73,12 @@ def stderr_console() -> Console:
     return Console(file=sys.stderr)
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
 def print_judgement(console: Console, judgement: Judgement) -> None:
-    """The table of gates by subject, failed ones first, then why they failed, then findings."""
+    """Print the gates by subject, failed ones first, then the reasons of the failures, then the findings."""
     table = Table(*(Column(name, no_wrap=True) for name in ("gate", "verdict", "observed", "limit", "first step")))
     for subject in Subject:
         gates = sorted((gate for gate in judgement.gates if gate.subject is subject), key=lambda gate: gate.passed)
@@ -98,16 +98,16 @@ def print_judgement(console: Console, judgement: Judgement) -> None:
 def _gate_row(gate: Gate) -> tuple[str, ...]:
     verdict = "[green]passed[/green]" if gate.passed else "[bold red]failed[/bold red]"
     first = "" if gate.first_step is None else str(gate.first_step)
-    return _gate_name(gate), verdict, number(gate.observed), number(gate.limit), first
+    return _gate_name(gate), verdict, format_number(gate.observed), format_number(gate.limit), first
 
 
 def _gate_name(gate: Gate) -> str:
-    """Of the comparison it goes without saying; other gates say of which arm they are."""
+    """The metric of a gate, after the arm that it is about unless it is about the comparison."""
     return gate.metric if gate.subject is Subject.COMPARISON else f"{gate.subject}: {gate.metric}"
 
 
 def print_arms(console: Console, arms: "dict[str, ArmOutcome]") -> None:
-    """One column an arm: what ran, and what it cost."""
+    """Print a table with a column for each arm: what ran, and how much time and memory it took."""
     table = Table("", *arms)
     for label, values in _arm_rows(list(arms.values())):
         table.add_row(label, *values)
@@ -125,9 +125,9 @@ def _arm_rows(arms: "list[ArmOutcome]") -> Iterator[tuple[str, list[str]]]:
     yield "Opacus", [_opacus(a) for a in arms]
     yield "parameters", [f"{a.record.start.num_parameters:,}" if a.record.start else "–" for a in arms]
     yield "steps", [str(len(a.record.steps)) for a in arms]
-    yield "last loss", [number(a.record.steps[-1].loss) if a.record.steps else "–" for a in arms]
-    yield "ε", [number(a.record.end.epsilon) if a.record.end else "–" for a in arms]
-    yield "median step, s", [number(_median([s.step_time for s in a.record.steps])) for a in arms]
+    yield "last loss", [format_number(a.record.steps[-1].loss) if a.record.steps else "–" for a in arms]
+    yield "ε", [format_number(a.record.end.epsilon) if a.record.end else "–" for a in arms]
+    yield "median step, s", [format_number(_median([s.step_time for s in a.record.steps])) for a in arms]
     yield (
         "peak memory, MiB",
         [f"{a.record.steps[-1].peak_memory / 2**20:,.0f}" if a.record.steps else "–" for a in arms],

@@ -1,24 +1,24 @@
-"""What `clipwatch doctor` looks at where a worker is installed."""
+"""The checks of `clipwatch doctor` that a worker install adds."""
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 
 from service.commands.doctor_checks import Check, CheckFailed
 from service.settings import Settings
-from worker.fleet.membership import HostError, describe_host
 from worker.launch import LaunchError
-from worker.launch.docker.engine_client import connect, find_image
 from worker.launch.sandbox import landlock
-from worker.runner.launcher_factory import local_launcher
+from worker.launchers import LAUNCHERS, Doctor
 
 
 def checks() -> Iterator[Check]:
     yield Check("versions", _versions, "pip install 'clipwatch[worker]'")
     yield Check("devices", _devices, "check the driver with nvidia-smi, and that torch is not the CPU build")
-    yield Check("containers", _containers, "docker/README.md, “An arm in a container of its own”")
     yield Check("isolation", _isolation, "Linux 6.12 or newer has all of it; docs/security.md says what is missing")
-    yield Check("fleet", _fleet, "docs/fleet.md says what a host needs")
+    for launcher, entry in LAUNCHERS.items():
+        if entry.doctor is not None:
+            yield Check(entry.doctor.name, partial(_launcher, launcher, entry.doctor), entry.doctor.hint)
 
 
 def _versions(_: Settings) -> str:
@@ -40,7 +40,7 @@ def _devices(_: Settings) -> str:
 
     if not torch.cuda.is_available():
         if torch.version.cuda:
-            raise CheckFailed("torch is built for CUDA and sees no GPU")
+            raise CheckFailed("torch is built for CUDA but sees no GPU")
         return "CPU alone, gloo"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if len(gpus) > 1 and not dist.is_nccl_available():
@@ -52,28 +52,17 @@ def _devices(_: Settings) -> str:
 def _isolation(settings: Settings) -> str:
     known = landlock.version()
     if settings.isolation == "off":
-        return "off: arms may read whatever the worker may"
+        return "off: arms can read every file that the worker can read"
     if known < 6:
-        raise CheckFailed(f"this kernel knows Landlock {known or 'not at all'}; 6 is what keeps arms from signals too")
+        found = f"Landlock {known}" if known else "no Landlock"
+        raise CheckFailed(f"this kernel has {found}; isolation from signals needs Landlock 6")
     return f"{settings.isolation}, Landlock {known}"
 
 
-def _fleet(settings: Settings) -> str:
-    if settings.launcher != "fleet":
-        return "not part of one: arms run on this host alone"
-    try:
-        host = describe_host(settings, local_launcher(settings))
-    except HostError as fault:
-        raise CheckFailed(str(fault)) from fault
-    return f"{host.name} at {host.address} on {host.nic}, {host.gpus} GPUs"
-
-
-def _containers(settings: Settings) -> str:
-    if settings.launcher != "container":
+def _launcher(launcher: str, doctor: Doctor, settings: Settings) -> str:
+    if settings.launcher != launcher:
         return f"not used: launcher {settings.launcher}"
     try:
-        engine = connect(settings.container_engine)
-        image = find_image(settings.container_engine, settings.container_image)
+        return doctor.check(settings)
     except LaunchError as fault:
         raise CheckFailed(str(fault)) from fault
-    return f"engine {engine.version()['Version']}, image {settings.container_image} ({image.short_id})"

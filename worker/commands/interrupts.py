@@ -1,4 +1,4 @@
-"""What every command that runs arms needs: a folder, and an end when it is interrupted."""
+"""Shared by the commands that run arms: a fresh folder, and an orderly end after Ctrl-C."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def interruptible(work: Callable[[threading.Event], T]) -> T:
-    """Run `work(stop)`; Ctrl-C or SIGTERM sets `stop`, and the program ends once the arms have."""
+    """Run `work(stop)`. Ctrl-C and SIGTERM set `stop`; the program ends when the arms have ended."""
     from worker.runner import Stopped
 
     try:
@@ -27,10 +27,10 @@ def interruptible(work: Callable[[threading.Event], T]) -> T:
 
 
 def fresh_folder(given: Path | None) -> Path:
-    """The folder that was given, which must be empty, or a new one named after the time.
+    """The given folder, which must be empty, or a new one named after the time.
 
     Raises:
-        click.UsageError: it is not empty, or cannot be made.
+        click.UsageError: the folder is not empty, or cannot be made.
     """
     folder = given or Path("clipwatch-runs") / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     if folder.exists() and any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Where a command that runs arms writes, and how it prints an arm."""
+"""Options for the output of a command that runs arms, and an arm as JSON."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ def run_options(command: Command) -> Command:
 
 
 def arm_document(arm: "ArmOutcome") -> dict[str, Any]:
-    # The sketches of every parameter are for the record, not for who reads an outcome.
+    """The outcome of an arm as JSON. Of the last step, the sketches of the parameters are left out: they are long."""
     last_step = arm.record.steps[-1].model_copy(update={"parameters": None}) if arm.record.steps else None
     return {
         "arm": plain(arm.spec.arm),

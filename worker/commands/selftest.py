@@ -1,4 +1,4 @@
-"""`clipwatch selftest`.
+"""`clipwatch selftest`: proves that suites find faults.
 
 Exit status: 0 every fault found, 1 one was not, 2 usage, 3 error, 130 interrupted.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from worker.runner.suite import Result
     from worker.selftest.run import Detection, SuiteMember
 
-NOT_FOUND = 1
+FAULT_NOT_FOUND = 1
 
 
 @click.command()
@@ -90,7 +90,7 @@ def selftest(
     else:
         print_table(Console(), detections)
         click.echo(summary(detections))
-    sys.exit(0 if all(detection.found for detection in detections) else NOT_FOUND)
+    sys.exit(0 if all(detection.found for detection in detections) else FAULT_NOT_FOUND)
 
 
 def _chosen(folder: Path, ids: tuple[str, ...]) -> list[Fault]:
@@ -117,8 +117,8 @@ def _run(
     console, test = stderr_console(), SelfTest(folder, launcher, stop, jobs)
     passed = test.clean(members, lambda result: _report_clean(console, result))
     if not passed:
-        raise CommandError("no comparison passes without a fault, so none can prove anything")
-    console.print(f"{len(passed)} of {len(members)} comparisons pass without a fault and take part.", highlight=False)
+        raise CommandError("no comparison passes without a fault, so none can show that it finds one")
+    console.print(f"{len(passed)} of {len(members)} comparisons pass without a fault and are used.", highlight=False)
     done: list[Detection] = []
 
     def report(detection: "Detection") -> None:
@@ -132,5 +132,5 @@ def _run(
 
 def _report_clean(console: Console, result: "Result") -> None:
     if result.outcome.verdict is not Verdict.PASSED:
-        words = f"{result.comparison.name}: {result.outcome.verdict} without any fault. {result.words}"
+        words = f"{result.comparison.name}: {result.outcome.verdict} without any fault. {result.summary}"
         console.print(words, style="bold red", highlight=False, markup=False)

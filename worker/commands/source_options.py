@@ -1,4 +1,4 @@
-"""Command-line options for which Opacus an arm runs."""
+"""Command-line options that choose the Opacus of an arm."""
 
 import re
 from collections.abc import Callable
@@ -16,12 +16,12 @@ PREFIXES = ("version:", "commit:", "path:")
 VERSION = re.compile(r"v?(\d+(\.\d+)+((a|b|rc|\.post|\.dev)\d+)*)")
 FIELDS: list[tuple[str, Any, str]] = [
     ("opacus", str, "A folder that holds opacus/, a version, or a branch, tag or commit.  [default: installed]"),
-    ("provider", choice(Provider), "Whose flash modes; auto: that Opacus' own, else Clipwatch's.  [default: auto]"),
+    ("provider", choice(Provider), f"{Arm.model_fields['provider'].description}.  [default: auto]"),
 ]
 
 
 def source_options(*roles: str) -> Callable[[Command], Command]:
-    """Add the options of an arm's source, and for each of `roles` those that outweigh them for it."""
+    """Add the options of an arm's source, and the same options for each of `roles` alone, which take precedence."""
 
     def add(command: Command) -> Command:
         for name, kind, text in reversed(FIELDS):
@@ -34,7 +34,11 @@ def source_options(*roles: str) -> Callable[[Command], Command]:
 
 
 def with_source(arm: Arm, options: dict[str, Any], role: str | None = None) -> Arm:
-    """`arm` with its source from option values; raises click.UsageError when it cannot be one."""
+    """`arm` with the source of the option values, those of `role` first.
+
+    Raises:
+        click.UsageError: a value names no source.
+    """
     fields = dict(arm)
     for name, _, _ in FIELDS:
         of_role = options.get(f"{role}_{name}")
@@ -48,7 +52,11 @@ def with_source(arm: Arm, options: dict[str, Any], role: str | None = None) -> A
 
 
 def parse_source(text: str) -> str:
-    """What a user calls an Opacus as `Arm.opacus`: a folder that exists, a version, else a git ref; prefixes decide."""
+    """The value of `Arm.opacus` for what a user has typed.
+
+    A prefix decides. Without one it is a folder if there is one of that name, else a version if it looks like one, else
+    a git ref.
+    """
     if text == "installed" or text.startswith(PREFIXES):
         kind, _, name = text.partition(":")
         return f"path:{Path(name).expanduser().absolute()}" if kind == "path" else text

@@ -54,7 +54,9 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(plain(loaded)))
         return
-    table = Table("comparison", "reference", "candidate", "workload, where it is not the default", title=loaded.name)
+    table = Table(
+        "comparison", "reference", "candidate", "workload, as far as it differs from the default", title=loaded.name
+    )
     for comparison in loaded.comparisons:
         arms = [f"{arm.mode} × {arm.world_size or 'all'}" for arm in (comparison.reference, comparison.candidate)]
         changes = comparison.workload.model_dump(mode="json", exclude_defaults=True)
@@ -64,7 +66,7 @@ def show(name: str, as_json: bool) -> None:
 
 @suite.command()
 @click.argument("name")
-@click.option("--device", type=choice(Device), help="Where arms run, whatever the suite says.")
+@click.option("--device", type=choice(Device), help="Where arms run, in place of what the suite says.")
 @source_options(*ROLES)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Comparisons at a time.")
 @click.option("--fast", is_flag=True, help="Fork arms from a process that has imported torch, in place of torchrun.")
@@ -99,7 +101,11 @@ def run(
 
 
 def suite_from(name: str) -> Suite:
-    """The suite of that name or in that file; raises click.UsageError when it cannot be read."""
+    """The built-in suite of that name, or the suite in that file.
+
+    Raises:
+        click.UsageError: there is none that can be read.
+    """
     try:
         return load(name)
     except SuiteError as fault:
@@ -107,10 +113,11 @@ def suite_from(name: str) -> Suite:
 
 
 def share_cores(jobs: int) -> None:
-    """Let arms that run side by side not ask for the same cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Divide the cores among `jobs` comparisons that run at a time."""
+    from worker.launch.devices import cores
+
     if jobs > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
 
 
 def _run(suite: Suite, folder: Path, launcher: "Launcher", stop: threading.Event, jobs: int) -> "list[Result]":
@@ -140,7 +147,7 @@ def _print(suite: Suite, results: "list[Result]", folder: Path) -> None:
     table = Table("comparison", "verdict", "seconds", "first finding", title=suite.name)
     for result in results:
         verdict = _coloured(result.outcome.verdict)
-        table.add_row(str(result.comparison.name), verdict, f"{result.seconds:.1f}", result.words)
+        table.add_row(str(result.comparison.name), verdict, f"{result.seconds:.1f}", result.summary)
     console.print(table)
     console.print(f"Verdict: [bold]{verdict_of(results)}[/bold]")
     click.echo(f"Records, logs and plots: {folder}")

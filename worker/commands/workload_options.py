@@ -1,4 +1,4 @@
-"""Command-line options for a workload and for arms, and the contract documents made of them."""
+"""Command-line options for a workload and for arms, and the documents of the contract that are made from them."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -35,7 +35,7 @@ def _fields(document: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
-    """The option of a field: a flag for bool, a choice for an enumeration, repeatable for a tuple."""
+    """The option of a field: a flag for a bool, a choice for an enumeration, a repeatable option for a tuple."""
     flag, annotation, default = "--" + name.replace("_", "-"), field.annotation, field.default
     text = (field.description or "").rstrip(".") + "."
     if name == "max_length":
@@ -55,7 +55,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
 
 
 def arm_options(*left_out: str) -> Callable[[Command], Command]:
-    """Add every field of an arm as an option, but for `BY_HAND` and the fields in `left_out`."""
+    """Add every field of an arm as an option, except those in `BY_HAND` and in `left_out`."""
 
     def add(command: Command) -> Command:
         for name, field in reversed(Arm.model_fields.items()):
@@ -67,7 +67,7 @@ def arm_options(*left_out: str) -> Callable[[Command], Command]:
 
 
 def workload_from(options: dict[str, Any]) -> Workload:
-    """Take the workload's options out of `options`.
+    """The workload of the option values, which are removed from `options`.
 
     Raises:
         click.UsageError: a value is out of range; the message names the option.
@@ -90,7 +90,7 @@ def arm_from(mode: str, options: dict[str, Any]) -> Arm:
 
 
 def check_options(command: Command) -> Command:
-    """Add what a comparison checks beside the two arms."""
+    """Add the options for what a comparison checks."""
     for name in reversed(CHECKS):
         command = _option(name, Comparison.model_fields[name])(command)
     return command

@@ -1,4 +1,4 @@
-"""Conducts what the notifier rang for: claim, keep the lease, run, and record with the fencing token."""
+"""Conducts comparisons of the store: claims one, keeps its lease, has it run, and records the outcome."""
 
 import logging
 import os
@@ -11,26 +11,25 @@ from pathlib import Path
 from service.artifacts import ArtifactFolder
 from service.contract import ErrorKind, Verdict
 from service.settings import Settings
-from service.store import ArmResult, Artifact, AttemptRepository, AttemptResult, Claim, Database, NoHosts, now, one_line
+from service.store import AttemptRepository, AttemptResult, Claim, Database, NoHosts, now, one_line
 from service.telemetry import bound, span
 from worker.conductor.lease import Lease, Reason
+from worker.conductor.record import lose, make_result, record, release
 from worker.fleet.head import Fleet
 from worker.launch import Launcher
 from worker.launch.devices import DevicePool
 from worker.launch.provenance import Reusable
+from worker.runner import Outcome, Stopped, run_comparison
 from worker.runner.arm_cache import ArmCache
-from worker.runner.comparison import Outcome, Stopped, run_comparison
 from worker.runner.prepare import make_checkout
 from worker.runner.timeouts import Timeouts
 from worker.runner.workdir import attempt_folder
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
-
 
 class Conductor:
-    """Conducts comparisons, one in each thread that calls `conduct`."""
+    """Conducts comparisons, one in each thread that calls it."""
 
     def __init__(
         self,
@@ -38,41 +37,46 @@ class Conductor:
         artifacts: ArtifactFolder,
         settings: Settings,
         launcher: Launcher,
-        places: DevicePool | None = None,
+        device_pool: DevicePool | None = None,
         fleet: Fleet | None = None,
     ) -> None:
-        """Comparisons share `places`; without them each runs its arms one after another.
-
-        `fleet`: where an attempt holds hosts, this one and others; then it says what launches its arms.
+        """
+        Args:
+            database: holds the comparisons.
+            artifacts: where plots and finished arms are kept.
+            settings: lease, limits and sources.
+            launcher: starts the arms, unless there is a fleet.
+            device_pool: shared by all comparisons here. Without one, each runs its arms one after another.
+            fleet: reserves hosts for each attempt and makes its launcher.
         """
         self._database, self._artifacts, self._settings = database, artifacts, settings
-        self._launcher, self._places, self._fleet = launcher, places, fleet
+        self._launcher, self._device_pool, self._fleet = launcher, device_pool, fleet
         self._worker = f"{settings.host_name or socket.gethostname()}:{os.getpid()}"
         self._checkout = make_checkout(settings)
         self._lock = threading.Lock()
-        # Held by the one comparison here that was lost again and again: were there two, nobody could tell which of
-        # them the worker dies of, and both would be given up.
+        # Held by the one comparison here whose earlier attempts were lost again and again. With two of them, nobody
+        # could know which one the worker dies of, and both would be given up.
         self._suspect = threading.Lock()
         self._leases: set[Lease] = set()
         self._leaving = False
 
-    def look(self, public_id: str) -> None:
-        """Conducts this comparison, and then what waits, for as long as there is something that it can conduct.
+    def conduct_queued(self, public_id: str) -> None:
+        """Conduct this comparison, then every other one that is queued and can be conducted here.
 
-        Whatever the notifier was for: Celery hears the next one up to two seconds later, behind any that are stale.
+        Notifications alone would be slower: Celery delivers the next one up to two seconds later, after stale ones.
         """
         due: str | None = public_id
         while due is not None:
             with bound(comparison=due), span("conduct", comparison=due):
                 verdict = self.conduct(due)
-            after = self.waiting()
-            # What still waits after it was looked at is not for this worker now: its hosts are not free.
-            due = after if verdict is not None or after != due else None
+            following = self.next_queued()
+            # The same one again cannot be conducted here now, because its hosts are not free.
+            due = following if verdict is not None or following != due else None
 
     def conduct(self, public_id: str) -> Verdict | None:
-        """Runs a comparison if it is queued. Its verdict; nothing when there was nothing to do or it was given up.
+        """Run a comparison if it is queued. Its verdict, or None if there was nothing to do or it was given back.
 
-        Whatever goes wrong ends as a verdict in the store, or as a lease that expires: never as a stuck row.
+        Every failure ends as a verdict in the store or as a lease that expires, never as a row that stays claimed.
         """
         if self._leaving:
             return None
@@ -81,7 +85,7 @@ class Conductor:
                 suspect = AttemptRepository(session).is_suspect(public_id)
             if suspect:
                 if not self._suspect.acquire(blocking=False):
-                    log.info("%s: lost again and again, and another such one runs here", public_id)
+                    log.info("%s: earlier attempts were lost, and another such comparison runs here", public_id)
                     return None
                 stack.callback(self._suspect.release)
             claimed = self._claim(public_id)
@@ -90,21 +94,8 @@ class Conductor:
                 return None
             return self._conduct(*claimed)
 
-    def _conduct(self, claim: Claim, launcher: Launcher) -> Verdict | None:
-        public_id = claim.public_id
-        log.info("%s: attempt %d", public_id, claim.number)
-        with bound(attempt=claim.number), Lease(self._database, claim, self._settings) as lease:
-            self._add(lease)
-            try:
-                verdict = self._hold(claim, lease, launcher)
-            finally:
-                with self._lock:
-                    self._leases.discard(lease)
-        log.info("%s: %s", public_id, verdict or lease.reason)
-        return verdict
-
-    def waiting(self) -> str | None:
-        """The comparison to conduct next; nothing if none waits, or this worker is about to go."""
+    def next_queued(self) -> str | None:
+        """The comparison to conduct next. None if none is queued, or if this worker is about to end."""
         if self._leaving:
             return None
         with self._database.read() as session:
@@ -113,11 +104,24 @@ class Conductor:
             return AttemptRepository(session).waiting(now(session), lease, suspects=suspects)
 
     def shut_down(self) -> None:
-        """Makes every running comparison end its arms and go back to the queue; later ones are not begun."""
+        """End the arms of every running comparison and give it back to the queue. No other is started."""
         with self._lock:
             self._leaving = True
             for lease in self._leases:
                 lease.end(Reason.SHUTDOWN)
+
+    def _conduct(self, claim: Claim, launcher: Launcher) -> Verdict | None:
+        public_id = claim.public_id
+        log.info("%s: attempt %d", public_id, claim.number)
+        with bound(attempt=claim.number), Lease(self._database, claim, self._settings) as lease:
+            self._add(lease)
+            try:
+                verdict = self._attempt(claim, lease, launcher)
+            finally:
+                with self._lock:
+                    self._leases.discard(lease)
+        log.info("%s: %s", public_id, verdict or lease.reason)
+        return verdict
 
     def _add(self, lease: Lease) -> None:
         with self._lock:
@@ -126,7 +130,7 @@ class Conductor:
                 lease.end(Reason.SHUTDOWN)
 
     def _claim(self, public_id: str) -> tuple[Claim, Launcher] | None:
-        """The claim and what launches its arms. Without the hosts that it needs nothing is claimed."""
+        """The claim and the launcher of its arms. Nothing is claimed while the hosts that it needs are not free."""
         try:
             with self._database.write() as session:
                 moment, attempts = now(session), AttemptRepository(session)
@@ -141,83 +145,44 @@ class Conductor:
             return None
         return claim, self._fleet.launcher(claim, nodes) if self._fleet else self._launcher
 
-    def _hold(self, claim: Claim, lease: Lease, launcher: Launcher) -> Verdict | None:
+    def _attempt(self, claim: Claim, lease: Lease, launcher: Launcher) -> Verdict | None:
         try:
             with attempt_folder() as folder:
-                outcome = run_comparison(
-                    claim.comparison,
-                    folder,
-                    launcher=launcher,
-                    observer=lease,
-                    stop=lease.stop,
-                    checkout=self._checkout,
-                    limits=Timeouts(self._settings.arm_seconds, self._settings.stall_seconds),
-                    # On other hosts nobody says which devices are free: there an attempt has all of them, in turn.
-                    places=None if claim.comparison.nodes > 1 else self._places,
-                    kept=self._kept(claim, launcher),
-                )
+                outcome = self._run(claim, lease, launcher, folder)
                 if outcome.error is not None and outcome.error.kind is ErrorKind.HOST:
-                    self._lose(claim, lease, outcome.error.message)
+                    lose(claim, lease, outcome.error.message, self._settings.max_attempts)
                     return None
                 with span("store artifacts"):
-                    result = self._result(claim, outcome)
+                    result = make_result(claim, outcome, self._artifacts)
         except Stopped:
             if lease.reason is Reason.SHUTDOWN:
-                lease.finish(lambda session, attempts: attempts.release(claim.token, now(session)))
+                release(claim, lease)
                 return None
             result = self._stopped(lease.reason)
         except Exception as error:
             log.exception("%s: the conductor failed", claim.public_id)
             result = AttemptResult(Verdict.ERROR, one_line(f"{type(error).__name__}: {error}"))
-        return self._record(claim, lease, result)
+        return record(claim, lease, result)
 
-    def _kept(self, claim: Claim, launcher: Launcher) -> ArmCache | None:
-        if not isinstance(launcher, Reusable):
-            return None
-        return ArmCache(self._artifacts, launcher, f"{claim.public_id}/{claim.number}")
-
-    def _lose(self, claim: Claim, lease: Lease, reason: str) -> None:
-        """Gives the comparison back, for other hosts to try, as often as an attempt may be lost."""
-        log.warning("%s: %s", claim.public_id, reason)
-        limit = self._settings.max_attempts
-        lease.finish(lambda session, attempts: attempts.lose(claim.token, one_line(reason), now(session), limit))
+    def _run(self, claim: Claim, lease: Lease, launcher: Launcher, folder: Path) -> Outcome:
+        cache = None
+        if isinstance(launcher, Reusable):
+            cache = ArmCache(self._artifacts, launcher, f"{claim.public_id}/{claim.number}")
+        return run_comparison(
+            claim.comparison,
+            folder,
+            launcher=launcher,
+            observer=lease,
+            stop=lease.stop,
+            checkout=self._checkout,
+            timeouts=Timeouts(self._settings.arm_seconds, self._settings.stall_seconds),
+            # The pool knows the devices of this host alone. On several hosts the arms run one after another.
+            device_pool=None if claim.comparison.nodes > 1 else self._device_pool,
+            cache=cache,
+        )
 
     def _stopped(self, reason: Reason | None) -> AttemptResult:
         if reason is Reason.TIME_LIMIT:
             limit = f"the limit of {self._settings.comparison_seconds:g} s (comparison_seconds)"
             return AttemptResult(Verdict.ERROR, f"the comparison took longer than {limit}")
         return AttemptResult(Verdict.CANCELLED)
-
-    def _record(self, claim: Claim, lease: Lease, result: AttemptResult) -> Verdict | None:
-        def write(result: AttemptResult) -> Verdict | None:
-            return lease.finish(lambda session, attempts: attempts.record(claim.token, result, now(session)))
-
-        try:
-            with span("record"):
-                return write(result)
-        except Exception as error:
-            log.exception("%s: the result cannot be stored", claim.public_id)
-            failure = AttemptResult(Verdict.ERROR, one_line(f"the result cannot be stored: {error}"))
-            return write(failure)
-
-    def _result(self, claim: Claim, outcome: Outcome) -> AttemptResult:
-        error = one_line(outcome.error.message) if outcome.error else None
-        try:
-            artifacts = [self._store(claim, path) for path in outcome.plots]
-        except Exception as fault:
-            # The verdict rests on numbers, not on pictures of them.
-            log.exception("%s: the plots cannot be stored", claim.public_id)
-            artifacts, error = [], error or one_line(f"the plots cannot be stored: {fault}")
-        return AttemptResult(
-            verdict=outcome.verdict,
-            error=error,
-            gates=outcome.judgement.gates if outcome.judgement else [],
-            findings=outcome.judgement.findings if outcome.judgement else [],
-            arms={role: ArmResult(arm.record, arm.error, arm.reused_from) for role, arm in outcome.arms.items()},
-            artifacts=artifacts,
-        )
-
-    def _store(self, claim: Claim, path: Path) -> Artifact:
-        uri = f"attempts/{claim.attempt_id}/{path.name}"
-        size = self._artifacts.put(path, uri)
-        return Artifact(path.name, MEDIA_TYPES.get(path.suffix, "application/octet-stream"), uri, size)

@@ -1,1 +1,1 @@
-"""Several hosts: how a worker joins a fleet, runs its part of an arm, and as head reserves other hosts."""
+"""Several hosts: a worker joins the fleet, runs nodes of arms for other hosts, and reserves hosts for its own arms."""

@@ -1,8 +1,8 @@
-"""The head's side of a fleet: reserves hosts with the claim of an attempt, and has them do their parts of its arms."""
+"""The head of an attempt on several hosts: reserves hosts when the attempt is claimed, and has them run its nodes."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,19 +26,19 @@ from service.store import (
     now,
 )
 from worker.fleet.membership import Membership
-from worker.fleet.node_agent import digest_of
+from worker.fleet.node_agent import opacus_digest
 from worker.launch import FleetLauncher, LaunchError, LocalLauncher
-from worker.launch.multinode import NodeFailure, NodeTask, resolve_spread
+from worker.launch.multinode import RemoteNode, resolve_nodes
 from worker.launch.rendezvous import MultiNode
 
 log = logging.getLogger(__name__)
 
-# A notifier that nobody has heard is rung again; the row is what counts.
-RING_SECONDS = 5.0
+# A host is notified again of a task that it has not started: the notification may be lost, the row is not.
+NOTIFY_AGAIN_SECONDS = 5.0
 
 
 class Fleet:
-    """What a conductor needs to use the hosts of a fleet."""
+    """Reserves hosts for the comparisons that this worker claims, and launches their arms on these hosts."""
 
     def __init__(
         self,
@@ -52,22 +52,22 @@ class Fleet:
         self._launcher, self._membership = launcher, membership
 
     def reserve(self, session: Session, claim: Claim) -> list[Node]:
-        """Reserves what the claimed comparison needs, this host at least, in the transaction of the claim.
+        """Reserve the hosts that a claimed comparison needs, this host first, in the transaction of the claim.
 
         Raises:
-            NoHosts: so many are not free; the transaction is to be rolled back.
+            NoHosts: too few hosts are free. The caller must roll the transaction back.
         """
         comparison = claim.comparison
-        gpus = max(self._gpus(comparison), default=0)
+        gpus = max(self._gpus_per_node(comparison), default=0)
         hosts, head = HostRepository(session), self._membership.host.name
         lease = timedelta(seconds=self._settings.lease_seconds)
         return hosts.reserve(claim.attempt_id, head, comparison.nodes, gpus, now(session), lease)
 
     def defer(self, public_id: str, shortage: NoHosts) -> None:
-        """Leaves a comparison queued, or ends it when hosts have been too few for too long. The sweeper rings again.
+        """Leave a comparison queued until the sweeper notifies again, or end it if hosts were too few for too long.
 
-        While there are enough hosts but others hold them, younger comparisons come after this one: otherwise those of
-        one host could keep one of many waiting for ever.
+        While there are enough hosts but other comparisons hold them, younger comparisons come after this one.
+        Otherwise comparisons of one host could keep a comparison of several hosts waiting for ever.
         """
         log.info("%s: %s", public_id, shortage)
         waited = timedelta(seconds=self._settings.fleet_wait_seconds)
@@ -79,18 +79,17 @@ class Fleet:
                 comparisons.give_up(public_id, error, now(session), waited)
 
     def launcher(self, claim: Claim, nodes: Sequence[Node]) -> FleetLauncher:
-        """The launcher of one attempt, on the hosts that it holds."""
-        hosts = AttemptHosts(self._database, self._notifier, self._settings, claim, nodes)
-        return FleetLauncher(
-            self._launcher, hosts, self._settings.meeting_ports, self._settings.fleet_collective_seconds
-        )
+        """The launcher of one attempt, which runs arms on the hosts that the attempt holds."""
+        settings = self._settings
+        hosts = AttemptHosts(self._database, self._notifier, settings, claim, nodes)
+        return FleetLauncher(self._launcher, hosts, settings.meeting_ports, settings.fleet_collective_seconds)
 
-    def _gpus(self, comparison: Comparison) -> list[int]:
-        """GPUs that each arm needs on each of its hosts. An arm that cannot run says so when it is prepared."""
+    def _gpus_per_node(self, comparison: Comparison) -> list[int]:
+        """The GPUs that each arm needs on each of its nodes. An arm that cannot run fails when it is prepared."""
         needed = []
         for arm in (comparison.reference, comparison.candidate):
             try:
-                resolved = resolve_spread(self._launcher, arm)
+                resolved = resolve_nodes(self._launcher, arm)
             except LaunchError:
                 continue
             assert resolved.world_size is not None
@@ -107,89 +106,88 @@ class AttemptHosts:
         self._database, self._notifier, self._settings = database, notifier, settings
         self._claim, self._nodes = claim, nodes
 
-    def meeting(self, nodes: int, port: int, job: str) -> MultiNode:
+    def rendezvous(self, nodes: int, port: int, job: str) -> MultiNode:
         head = self._nodes[0].host
         job = f"{self._claim.attempt_id}-{job}"
         return MultiNode(head.address, port, job, 0, nodes, head.nic, self._settings.fleet_join_seconds)
 
-    def begin(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> "AttemptNodeTasks":
+    def start_nodes(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> "NodeTaskRows":
         nodes = self._nodes[: spec.arm.nodes]
         with self._database.write() as session:
-            agents = AgentRepository(session)
-            ids = agents.ask(self._claim.token, role, nodes, spec, port, digest_of(source), now(session))
-        # A lost lease has nobody asked, and the head is told to stop with its next heartbeat.
+            tasks = AgentRepository(session)
+            ids = tasks.ask(self._claim.token, role, nodes, spec, port, opacus_digest(source), now(session))
+        # Without the lease there are no tasks, and the next heartbeat of this attempt ends its arms.
         queues = [node.host.queue for node in nodes[1:]] if ids else []
-        return AttemptNodeTasks(
-            self._database, self._notifier, self._settings, dict(zip(ids or [], queues, strict=True))
-        )
+        return NodeTaskRows(self._database, self._notifier, self._settings, dict(zip(ids or [], queues, strict=True)))
 
 
-class AttemptNodeTasks:
-    """The agents of one arm, as rows that their hosts renew. Looked at as often as a heartbeat comes."""
+class NodeTaskRows:
+    """The tasks of one arm as rows of the store, which their hosts renew. Read as often as heartbeats come."""
 
     def __init__(self, database: Database, notifier: Notifier, settings: Settings, queues: dict[int, str]) -> None:
         self._database, self._notifier, self._settings, self._queues = database, notifier, settings, queues
         self._liveness = LivenessMonitor()
-        self._begun = self._rung = time.monotonic()
-        self._looked = float("-inf")
-        self._parts: list[NodeTask] = []
+        self._began = self._notified = time.monotonic()
+        self._read_at = float("-inf")
+        self._nodes: list[RemoteNode] = []
         self._lost: dict[int, str] = {}
-        self._told = False
-        self._ring(queues)
+        self._stopped = False
+        self._notify(queues)
 
-    def look(self) -> Sequence[NodeTask]:
+    def poll(self) -> Sequence[RemoteNode]:
         moment = time.monotonic()
-        if moment - self._looked >= self._settings.heartbeat_seconds:
-            self._looked = moment
+        if moment - self._read_at >= self._settings.heartbeat_seconds:
+            self._read_at = moment
             try:
                 with self._database.read() as session:
-                    sights = AgentRepository(session).statuses(list(self._queues))
+                    tasks = AgentRepository(session).statuses(list(self._queues))
             except Exception as error:
-                log.warning("cannot see how the hosts are: %s", error)
+                log.warning("cannot read the state of the other hosts: %s", error)
             else:
-                self._see(sights, moment)
-        return self._parts
+                self._update(tasks, moment)
+        return self._nodes
 
     def stop(self) -> None:
-        self._told = True
+        self._stopped = True
         try:
             with self._database.write() as session:
                 AgentRepository(session).stop(list(self._queues), now(session))
         except Exception as error:
-            log.warning("cannot tell the hosts to stop, they will see that their attempt has ended: %s", error)
+            log.warning("cannot ask the other hosts to stop; they stop when their attempt has ended: %s", error)
 
-    def _see(self, sights: Sequence[NodeTaskStatus], moment: float) -> None:
-        silent = self._silent(sights)
-        for sight in sights:
-            reason = self._reason(sight, sight.id in silent, moment)
+    def _update(self, tasks: Sequence[NodeTaskStatus], moment: float) -> None:
+        expired = self._expired(tasks)
+        for task in tasks:
+            reason = self._loss(task, task.id in expired, moment)
             if reason is not None:
-                self._lost.setdefault(sight.id, reason)
-        self._parts = [self._part(sight) for sight in sights]
-        unheard = [sight.id for sight in sights if sight.state is AgentState.ASKED]
-        if unheard and moment - self._rung >= RING_SECONDS:
-            self._rung = moment
-            self._ring(unheard)
+                self._lost.setdefault(task.id, reason)
+        self._nodes = [self._node(task) for task in tasks]
+        not_started = [task.id for task in tasks if task.state is AgentState.ASKED]
+        if not_started and moment - self._notified >= NOTIFY_AGAIN_SECONDS:
+            self._notified = moment
+            self._notify(not_started)
 
-    def _silent(self, sights: Sequence[NodeTaskStatus]) -> set[int]:
+    def _expired(self, tasks: Sequence[NodeTaskStatus]) -> set[int]:
         lease = timedelta(seconds=self._settings.lease_seconds)
-        held = [HeldLease(str(s.id), s.heartbeat_at, lease) for s in sights if s.state is AgentState.RUNNING]
+        running = [task for task in tasks if task.state is AgentState.RUNNING]
+        held = [HeldLease(str(task.id), task.heartbeat_at, lease) for task in running]
         return {int(lease.token) for lease in self._liveness.expired(held)}
 
-    def _reason(self, sight: NodeTaskStatus, silent: bool, moment: float) -> str | None:
-        """Why nothing more is to be expected from a host, in words. One that was told to end is not lost by that."""
-        if silent:
-            return f"was not heard of for {self._settings.lease_seconds:g} s (lease_seconds)"
-        if sight.state is AgentState.ENDED and sight.end.exit_status is None and not self._told:
-            return "left, or was started anew"
-        if sight.state is AgentState.ASKED and moment - self._begun > self._settings.fleet_join_seconds:
-            return f"had not begun after {self._settings.fleet_join_seconds:g} s (fleet_join_seconds)"
+    def _loss(self, task: NodeTaskStatus, expired: bool, moment: float) -> str | None:
+        """Why no more reports of a task are expected, if so. A task that was asked to stop is not lost by ending."""
+        if expired:
+            return f"sent no heartbeat for {self._settings.lease_seconds:g} s (lease_seconds)"
+        if task.state is AgentState.ENDED and task.end.exit_status is None and not self._stopped:
+            return "left the fleet, or was started again"
+        if task.state is AgentState.ASKED and moment - self._began > self._settings.fleet_join_seconds:
+            return f"had not started after {self._settings.fleet_join_seconds:g} s (fleet_join_seconds)"
         return None
 
-    def _part(self, sight: NodeTaskStatus) -> NodeTask:
-        ended, lost = sight.state is AgentState.ENDED, self._lost.get(sight.id)
-        failures = [NodeFailure(failure.at, failure.error) for failure in sight.end.failures]
-        return NodeTask(sight.node, sight.host, ended, lost, sight.end.exit_status, failures, sight.end.log_tail)
+    def _node(self, task: NodeTaskStatus) -> RemoteNode:
+        end, ended = task.end, task.state is AgentState.ENDED
+        lost = self._lost.get(task.id)
+        return RemoteNode(task.node, task.host, ended, lost, end.exit_status, end.failures, end.log_tail)
 
-    def _ring(self, ids: Sequence[int] | dict[int, str]) -> None:
-        for agent_id in ids:
-            self._notifier.notify_host(self._queues[agent_id], agent_id)
+    def _notify(self, ids: Iterable[int]) -> None:
+        for task_id in ids:
+            self._notifier.notify_host(self._queues[task_id], task_id)

@@ -1,4 +1,4 @@
-"""What a worker is in a fleet: a host that others may reserve, and a head that reserves others."""
+"""Joins the fleet: from then on other hosts can reserve this host, and this host can reserve others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,33 +9,34 @@ from service.settings import Settings
 from service.store import Database
 from worker.fleet.head import Fleet
 from worker.fleet.membership import Membership, describe_host
-from worker.fleet.node_agent import Agents
+from worker.fleet.node_agent import NodeAgent
 from worker.launch import LocalLauncher
 
 
 @dataclass(frozen=True)
 class FleetMember:
-    """`fleet` for its conductor, `agents` for the bells in its own `queue`."""
+    """What a worker in a fleet uses: `fleet` to reserve hosts, `agent` to run the node tasks that `queue` names."""
 
     fleet: Fleet
-    agents: Agents
+    agent: NodeAgent
     queue: str
 
 
 @contextmanager
-def membership(database: Database, settings: Settings, launcher: LocalLauncher) -> Iterator[FleetMember | None]:
-    """Takes part in the fleet while it is entered; nothing where the settings ask for no fleet.
+def join_fleet(database: Database, settings: Settings, launcher: LocalLauncher) -> Iterator[FleetMember | None]:
+    """Be a member of the fleet while the context is entered. None if the settings ask for no fleet.
 
     Raises:
-        HostError: the settings of this host do not fit what it is.
+        HostError: the settings of this host do not fit the host.
     """
     if settings.launcher != "fleet":
         yield None
         return
     notifier = Notifier(settings)
     try:
-        with Membership(database, describe_host(settings, launcher), settings) as here:
-            fleet = Fleet(database, notifier, settings, launcher, here)
-            yield FleetMember(fleet, Agents(database, settings, launcher, here), here.host.queue)
+        with Membership(database, describe_host(settings, launcher), settings) as membership:
+            fleet = Fleet(database, notifier, settings, launcher, membership)
+            agent = NodeAgent(database, settings, launcher, membership)
+            yield FleetMember(fleet, agent, membership.host.queue)
     finally:
         notifier.close()

@@ -1,10 +1,10 @@
-"""This host as a member of a fleet: what it is, and the heartbeat that says that it is there."""
+"""This host as a member of the fleet: its description, and the heartbeat that shows that it is up."""
 
 import logging
+import math
 import os
 import signal
 import socket
-import threading
 from datetime import timedelta
 
 import psutil
@@ -12,22 +12,23 @@ import psutil
 from service.contract import Arm, Device, Mode
 from service.settings import Settings
 from service.store import Database, Host, HostRepository, now
-from worker.launch import Launcher
+from worker.heartbeat import Heartbeat
+from worker.launch import Launcher, LaunchError
 
 log = logging.getLogger(__name__)
 
 HOST_QUEUE = "clipwatch.host"
 
 
-class HostError(ValueError):
-    """The settings of this host do not fit what it is. One line."""
+class HostError(LaunchError):
+    """The settings of this host do not fit the host. One line."""
 
 
 def describe_host(settings: Settings, launcher: Launcher) -> Host:
-    """This host: what the settings say of it, and what they leave out as the system has it.
+    """This host as the settings describe it. What they leave out is taken from the system.
 
     Raises:
-        HostError: there is no such interface, or the one to take cannot be known.
+        HostError: no interface fits the settings, or several do.
     """
     name = settings.host_name or socket.gethostname()[:63]
     nic, address = _interface(settings.host_nic, settings.host_address)
@@ -37,7 +38,7 @@ def describe_host(settings: Settings, launcher: Launcher) -> Host:
 
 
 def _interface(nic: str, address: str) -> tuple[str, str]:
-    """An interface and the IPv4 address that others reach it by."""
+    """A network interface, and the IPv4 address at which other hosts reach it."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     found = [
         (name, each.address)
@@ -46,7 +47,8 @@ def _interface(nic: str, address: str) -> tuple[str, str]:
         if each.family is socket.AF_INET and name in up
     ]
     if nic and address:
-        fit = [(name, address) for name, _ in found if name == nic]  # another address may be translated to ours
+        # The address may be a public one that is translated to that of the interface.
+        fit = [(name, address) for name, _ in found if name == nic]
     elif nic or address:
         fit = [pair for pair in found if nic in ("", pair[0]) and address in ("", pair[1])]
     else:
@@ -54,50 +56,50 @@ def _interface(nic: str, address: str) -> tuple[str, str]:
     if fit and (nic or address or len(fit) == 1):
         return fit[0]
     there = ", ".join(f"{name} {own}" for name, own in found)
-    wanted = " ".join(filter(None, (nic, address))) or "one that goes without saying"
-    raise HostError(f"no interface that is {wanted}: set CLIPWATCH_HOST_NIC or CLIPWATCH_HOST_ADDRESS; up are {there}")
+    wanted = " ".join(filter(None, (nic, address)))
+    problem = f"no interface is {wanted}" if wanted else "there is not exactly one interface beside the loopback"
+    raise HostError(f"{problem}: set CLIPWATCH_HOST_NIC or CLIPWATCH_HOST_ADDRESS; up are {there}")
 
 
 class Membership:
-    """Registers this host while it is entered, and renews it from a thread.
+    """Registers this host while the context is entered, and renews the registration from a thread.
 
-    When another worker registers under the same name, this one has lost it: the process is told to end.
+    When another worker registers under the same name, this worker has lost the name: the process gets a SIGTERM.
     """
 
     def __init__(self, database: Database, host: Host, settings: Settings) -> None:
         self.host = host
         self.incarnation = ""
-        self._database, self._seconds = database, settings.heartbeat_seconds
-        self._lease = timedelta(seconds=settings.lease_seconds)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="host", daemon=True)
+        self._database, self._lease = database, timedelta(seconds=settings.lease_seconds)
+        # It tries for ever: a host that cannot reach the database takes no work and loses none.
+        self._heartbeat = Heartbeat(
+            f"host {host.name}",
+            self._renew,
+            seconds=settings.heartbeat_seconds,
+            lease_seconds=math.inf,
+            on_lost=self._end_process,
+        )
 
     def __enter__(self) -> "Membership":
         worker = f"{socket.gethostname()}:{os.getpid()}"
         with self._database.write() as session:
             self.incarnation = HostRepository(session).register(self.host, worker, now(session), self._lease)
         log.info("host %s: %s on %s, %d GPUs", self.host.name, self.host.address, self.host.nic, self.host.gpus)
-        self._thread.start()
+        self._heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        self._thread.join()
+        self._heartbeat.stop()
         try:
             with self._database.write() as session:
                 HostRepository(session).leave(self.incarnation, now(session))
         except Exception as error:
-            log.warning("host %s: its lease ends by itself: %s", self.host.name, error)
+            log.warning("host %s: cannot leave the fleet, its lease will expire: %s", self.host.name, error)
 
-    def _keep(self) -> None:
-        while not self._closed.wait(self._seconds):
-            try:
-                with self._database.write() as session:
-                    kept = HostRepository(session).heartbeat(self.incarnation, now(session), self._lease)
-            except Exception as error:
-                log.warning("host %s: no heartbeat: %s", self.host.name, error)
-                continue
-            if not kept:
-                log.error("another worker has registered as host %s: this one ends", self.host.name)
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+    def _renew(self) -> bool:
+        with self._database.write() as session:
+            return HostRepository(session).heartbeat(self.incarnation, now(session), self._lease)
+
+    def _end_process(self) -> None:
+        log.error("another worker has registered as host %s: this worker ends", self.host.name)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Runs this host's part of an arm whose head is another host: what to run stands in the row that the notifier names."""
+"""Runs one node of an arm on this host for a head on another host. A row of the store says what to run."""
 
 import logging
 import threading
@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.contract import ArmError, ErrorKind
+from service.contract import ArmError, ErrorKind, NodeFailure
 from service.settings import Settings
-from service.store import AgentEnd, AgentRepository, AgentTask, Database, NodeFailure, now
+from service.store import AgentEnd, AgentRepository, AgentTask, Database, now
+from worker import error_files
+from worker.arm_files import read_end
 from worker.checkout import CheckoutError, Interrupted, Source
 from worker.fleet.membership import Membership
+from worker.heartbeat import Heartbeat
 from worker.launch import LocalLauncher
-from worker.launch.files import content
 from worker.launch.protocol import LOG
 from worker.launch.rendezvous import MultiNode
-from worker.runner.follow import POLL_SECONDS, described_errors
+from worker.runner.follow import POLL_SECONDS
 from worker.runner.prepare import make_checkout
 from worker.runner.workdir import attempt_folder
 from worker.source import hash_package, package_folder
@@ -25,138 +27,125 @@ log = logging.getLogger(__name__)
 LOG_CHARS = 16_000
 
 
-class Agents:
-    """Runs agents, each in the thread that calls `run`."""
+class NodeAgent:
+    """Runs the tasks of this host, each in the thread that calls `run`."""
 
     def __init__(self, database: Database, settings: Settings, launcher: LocalLauncher, membership: Membership) -> None:
         self._database, self._settings, self._launcher, self._membership = database, settings, launcher, membership
         self._checkout = make_checkout(settings)
         self._leaving = threading.Event()
 
-    def run(self, agent_id: int) -> None:
-        """Runs an agent if it is asked for here and nobody runs it. It ends when its head, or its attempt, does."""
+    def run(self, task_id: int) -> None:
+        """Run a task of this host if it has not been started. It ends when its head or its attempt does."""
         with self._database.write() as session:
-            task = AgentRepository(session).claim(agent_id, self._membership.incarnation, now(session))
+            task = AgentRepository(session).claim(task_id, self._membership.incarnation, now(session))
         if task is None or self._leaving.is_set():
-            log.info("agent %d: nothing to do", agent_id)
+            log.info("node task %d: nothing to do", task_id)
             return
-        log.info("agent %d: node %d of %d, head %s", agent_id, task.node, task.spec.arm.nodes, task.head)
-        with AgentLease(self._database, agent_id, self._membership, self._settings, self._leaving) as lease:
-            end = self._conduct(task, lease)
+        log.info("node task %d: node %d of %d, head %s", task_id, task.node, task.spec.arm.nodes, task.head)
+        with NodeTaskLease(self._database, task_id, self._membership, self._settings, self._leaving) as lease:
+            end = self._run(task, lease.stop)
             lease.finish(end)
-        log.info("agent %d: ended with status %s", agent_id, end.exit_status)
+        log.info("node task %d: ended with status %s", task_id, end.exit_status)
 
     def shut_down(self) -> None:
-        """Makes every running agent end; later ones are not begun."""
+        """End every running task. No task is started later."""
         self._leaving.set()
 
-    def _conduct(self, task: AgentTask, lease: "AgentLease") -> AgentEnd:
+    def _run(self, task: AgentTask, stop: threading.Event) -> AgentEnd:
         try:
             with attempt_folder() as folder:
-                return self._run(task, folder / "arm", self._source(task, lease.stop), lease.stop)
+                return self._train(task, folder / "arm", self._source(task, stop), stop)
         except Interrupted:
-            return self._ended(1)
+            return self._end(1)
         except CheckoutError as fault:
             return _failed(ErrorKind.SOURCE, str(fault))
         except Exception as error:
-            log.exception("an agent failed")
+            log.exception("a node task failed")
             return _failed(ErrorKind.CRASH, f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _source(self, task: AgentTask, stop: threading.Event) -> Source:
         source = self._checkout.get(task.spec.arm.opacus, stop)
-        if digest_of(source.folder) != task.digest:
-            raise CheckoutError(f"the Opacus here, {task.spec.arm.opacus}, has other files than that of the head")
+        if opacus_digest(source.folder) != task.digest:
+            raise CheckoutError(f"the files of {task.spec.arm.opacus} on this host differ from those of the head")
         return source
 
-    def _run(self, task: AgentTask, folder: Path, source: Source, stop: threading.Event) -> AgentEnd:
-        meeting = MultiNode(
-            task.head,
-            task.port,
-            task.job,
-            task.node,
-            task.spec.arm.nodes,
-            self._membership.host.nic,
-            self._settings.fleet_join_seconds,
-        )
-        running = self._launcher.join(task.spec, folder, source.folder, meeting)
+    def _train(self, task: AgentTask, folder: Path, source: Source, stop: threading.Event) -> AgentEnd:
+        nodes, nic, join_seconds = task.spec.arm.nodes, self._membership.host.nic, self._settings.fleet_join_seconds
+        rendezvous = MultiNode(task.head, task.port, task.job, task.node, nodes, nic, join_seconds)
+        running = self._launcher.join(task.spec, folder, source.folder, rendezvous)
         try:
             while running.poll() is None and not stop.wait(POLL_SECONDS):
                 continue
         finally:
             running.stop()
-        failures = [NodeFailure(at, error) for at, error in described_errors(folder)]
-        text = content(folder / LOG).decode("utf-8", errors="replace")
-        return self._ended(running.poll(), failures, text[-LOG_CHARS:])
+        text = read_end(folder / LOG).decode("utf-8", errors="replace")
+        return self._end(running.poll(), error_files.read(folder), text[-LOG_CHARS:])
 
-    def _ended(self, status: int | None, failures: Sequence[NodeFailure] = (), text: str = "") -> AgentEnd:
-        """What a worker that leaves has ended, has not ended by itself."""
+    def _end(self, status: int | None, failures: Sequence[NodeFailure] = (), text: str = "") -> AgentEnd:
+        """The end to record. A task that this worker ended because it shuts down has no exit status of its own."""
         return AgentEnd(None if self._leaving.is_set() else status, failures, text)
 
 
-class AgentLease:
-    """Renews an agent from a thread of its own. `stop` is set when it must end.
+class NodeTaskLease:
+    """Renews the lease of a node task from a thread of its own. `stop` is set when the task must end.
 
-    It must end when its head says so, when its attempt has ended, when this worker does, and when the database has
-    not been reached for as long as a lease lasts: then the head has given it up.
+    It must end when its head asks for it, when its attempt has ended, when this worker shuts down, and when the
+    database could not be reached for as long as a lease lasts: then the head takes the task for lost.
     """
 
     def __init__(
         self,
         database: Database,
-        agent_id: int,
+        task_id: int,
         membership: Membership,
         settings: Settings,
         leaving: threading.Event,
     ) -> None:
         self.stop = threading.Event()
-        self._database, self._agent_id, self._incarnation = database, agent_id, membership.incarnation
+        self._database, self._task_id, self._incarnation = database, task_id, membership.incarnation
         self._settings, self._leaving = settings, leaving
-        self._renewed = time.monotonic()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"agent-{agent_id}", daemon=True)
+        self._heartbeat = Heartbeat(
+            f"node task {task_id}",
+            self._renew,
+            seconds=settings.heartbeat_seconds,
+            lease_seconds=settings.lease_seconds,
+            on_lost=self.stop.set,
+        )
 
-    def __enter__(self) -> "AgentLease":
-        self._thread.start()
+    def __enter__(self) -> "NodeTaskLease":
+        self._heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        self._thread.join()
+        self._heartbeat.stop()
 
     def finish(self, end: AgentEnd) -> None:
-        """Notes the end. While the database cannot be reached this waits for it: until it is noted the host is held."""
+        """Record the end. Until it is recorded the host stays reserved, so this waits for the database."""
         while True:
             try:
                 with self._database.write() as session:
-                    AgentRepository(session).end(self._agent_id, self._incarnation, end, now(session))
+                    AgentRepository(session).end(self._task_id, self._incarnation, end, now(session))
                 return
             except Exception as error:
-                log.warning("agent %d: cannot say yet how it ended: %s", self._agent_id, error)
+                log.warning("node task %d: cannot record its end yet: %s", self._task_id, error)
                 if self._leaving.wait(self._settings.heartbeat_seconds):
                     return
 
-    @property
-    def _overdue(self) -> bool:
-        return time.monotonic() - self._renewed >= self._settings.lease_seconds
-
-    def _keep(self) -> None:
-        while not self._closed.wait(self._settings.heartbeat_seconds):
-            begun = time.monotonic()
-            try:
-                with self._database.write() as session:
-                    go_on = AgentRepository(session).heartbeat(self._agent_id, self._incarnation, now(session))
-                self._renewed = begun
-            except Exception as error:
-                log.warning("agent %d: no heartbeat: %s", self._agent_id, error)
-                go_on = not self._overdue
-            if self._leaving.is_set() or not go_on:
+    def _renew(self) -> bool:
+        """One heartbeat. A task that must end is renewed until its processes have ended."""
+        if self._leaving.is_set():
+            self.stop.set()
+        with self._database.write() as session:
+            if not AgentRepository(session).heartbeat(self._task_id, self._incarnation, now(session)):
                 self.stop.set()
+        return True
 
 
-def digest_of(source: Path | None) -> str:
-    """The hash of the Opacus in a source's folder, or of the installed one."""
+def opacus_digest(source: Path | None) -> str:
+    """The hash of the Opacus in the folder of a source, or of the installed one."""
     return hash_package(package_folder("opacus") if source is None else source / "opacus")
 
 
 def _failed(kind: ErrorKind, message: str) -> AgentEnd:
-    return AgentEnd(1, [NodeFailure(time.time(), ArmError(kind=kind, message=message))])
+    return AgentEnd(1, [NodeFailure(at=time.time(), error=ArmError(kind=kind, message=message))])

@@ -1,7 +1,7 @@
-"""Starts the ranks of an arm and ends them: `Launcher` is the protocol, `LocalLauncher` runs torchrun on this host,
-`FleetLauncher` on several.
+"""Starts and ends the ranks of an arm. `Launcher` is the protocol; `LocalLauncher` runs torchrun on this host and
+`FleetLauncher` on several hosts. Other launchers have folders of their own.
 
-A launcher sees an `ArmSpec` and a folder, never a store. What it starts gets a scrubbed environment.
+A launcher sees an `ArmSpec` and a folder, never a store. The processes that it starts get none of our secrets.
 """
 
 from worker.launch.local import LocalLauncher

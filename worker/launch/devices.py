@@ -1,13 +1,13 @@
-"""What a worker has to train on, and whose turn it is: GPUs by index, and CPU slots, one for each rank.
+"""The devices of a worker and the queue for them: GPUs by index, and CPU slots, one for each rank.
 
-Who asks gets all that it asked for or waits, and nobody overtakes it: an arm that wants every GPU is not starved by
-those that want one. An arm holds nothing while it waits, so no two can wait for each other.
+An arm gets all devices that it asked for, or waits and holds none, so no two arms can wait for each other. The queue
+is first in, first out: an arm that needs every GPU is not starved by arms that need one.
 """
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from service.contract import Arm, Device
@@ -17,50 +17,56 @@ SLOTS_PER_COMPARISON = 4
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> int:
-    """GPUs that CUDA shows to this process."""
-    # Late: torch takes seconds to import, and only this question needs it.
+    """The number of GPUs that CUDA shows to this process."""
+    # Late: torch takes seconds to import, and only this function needs it.
     import torch  # noqa: PLC0415
 
     return torch.cuda.device_count()
 
 
+def gpu_names(indices: Sequence[int], environment: Mapping[str, str]) -> list[str]:
+    """The names by which CUDA knows the GPUs of these indices, where `environment` may make only some visible."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return [visible.split(",")[index].strip() if visible else str(index) for index in indices]
+
+
 def default_slots(concurrency: int) -> int:
-    """CPU slots of a worker that conducts `concurrency` comparisons at a time: enough for all arms, if it has cores."""
+    """CPU slots of a worker that conducts `concurrency` comparisons: enough for all their arms, if it has the cores."""
     return min(cores(), SLOTS_PER_COMPARISON * concurrency)
 
 
 class Request:
-    """A turn in the queue of a pool, then what was asked for. Leaving the context gives up the one or the other."""
+    """A request for `count` devices: first a place in the queue, then devices. Leaving the context gives it up."""
 
-    def __init__(self, pool: "Pool", count: int):
+    def __init__(self, queue: "DeviceQueue", count: int):
         self.count = count
         self.taken: tuple[int, ...] | None = None
-        self._pool = pool
+        self._queue = queue
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has what it asked for, now or within so many seconds."""
-        with self._pool.changed:
-            return self._pool.changed.wait_for(lambda: self.taken is not None, seconds)
+        """Wait at most `seconds`. Whether the devices have been granted."""
+        with self._queue.changed:
+            return self._queue.changed.wait_for(lambda: self.taken is not None, seconds)
 
     @property
     def granted(self) -> bool:
-        """Whether it has what it asked for. What is given back is granted to the next at the same moment."""
-        with self._pool.changed:
+        """Whether the devices have been granted. Devices are granted as soon as another request gives them back."""
+        with self._queue.changed:
             return self.taken is not None
 
     @property
     def devices(self) -> Sequence[int] | None:
-        """Indices for the launcher; nothing where it need not know them."""
-        return self.taken if self._pool.indexed else None
+        """The indices of the GPUs, for the launcher. None for CPU slots, which have no indices."""
+        return self.taken if self._queue.indexed else None
 
     def leave(self) -> None:
-        """Harmless when it has left."""
-        self._pool.give_back(self)
+        """Leave the queue, or give the devices back. Harmless when this was done already."""
+        self._queue.give_back(self)
 
     def __enter__(self) -> "Request":
         return self
@@ -69,14 +75,14 @@ class Request:
         self.leave()
 
 
-class Pool:
-    """`size` devices of one kind, handed out in the order of the requests. Safe to use from several threads."""
+class DeviceQueue:
+    """Grants `size` devices of one kind in the order of the requests. Safe to use from several threads."""
 
     def __init__(self, size: int, *, indexed: bool = False):
         self.size, self.indexed = size, indexed
         self.changed = threading.Condition()
         self._free = set(range(size))
-        self._queue: deque[Request] = deque()
+        self._waiting: deque[Request] = deque()
 
     @property
     def in_use(self) -> int:
@@ -86,49 +92,49 @@ class Pool:
         """A request for `count` devices.
 
         Raises:
-            ValueError: the pool never has as many.
+            ValueError: there are fewer devices than that.
         """
         if not 0 < count <= self.size:
             raise ValueError(f"{count} devices were asked for, of {self.size}")
         request = Request(self, count)
         with self.changed:
-            self._queue.append(request)
+            self._waiting.append(request)
             self._grant()
         return request
 
     def give_back(self, request: Request) -> None:
         with self.changed:
-            if request in self._queue:
-                self._queue.remove(request)
+            if request in self._waiting:
+                self._waiting.remove(request)
             self._free.update(request.taken or ())
             request.taken = None
             self._grant()
 
     def _grant(self) -> None:
-        while self._queue and self._queue[0].count <= len(self._free):
-            request = self._queue.popleft()
+        while self._waiting and self._waiting[0].count <= len(self._free):
+            request = self._waiting.popleft()
             request.taken = tuple(sorted(self._free)[: request.count])
             self._free.difference_update(request.taken)
         self.changed.notify_all()
 
 
 class DevicePool(Protocol):
-    """Where arms wait for their turn."""
+    """The devices that arms share."""
 
     def need(self, arm: Arm) -> int:
-        """How many devices a resolved arm takes."""
+        """How many devices a resolved arm needs."""
         ...
 
     def ask(self, arm: Arm) -> Request:
-        """A request for them."""
+        """Request the devices that a resolved arm needs."""
         ...
 
 
 class OneAtATime:
-    """The places of arms that run one after another, each with all that is there."""
+    """Runs arms one after another, each on all devices."""
 
     def __init__(self) -> None:
-        self._turn = Pool(1)
+        self._turn = DeviceQueue(1)
 
     def need(self, arm: Arm) -> int:
         return 1
@@ -137,17 +143,17 @@ class OneAtATime:
         return self._turn.ask(1)
 
 
-class Devices:
-    """The devices of a worker, which all the comparisons that it conducts share."""
+class HostDevices:
+    """The devices of this host, which all comparisons of a worker share."""
 
     def __init__(self, slots: int, count_gpus: Callable[[], int] = visible_gpus):
         """
         Args:
-            slots: ranks that train on the CPU at a time. An arm of more ranks takes all of them.
-            count_gpus: asked with the first arm for a GPU.
+            slots: ranks that train on the CPU at a time. An arm of more ranks takes all slots.
+            count_gpus: called when the first arm needs a GPU.
         """
-        self._slots, self._count_gpus = Pool(slots), count_gpus
-        self._gpus: Pool | None = None
+        self._slots, self._count_gpus = DeviceQueue(slots), count_gpus
+        self._gpus: DeviceQueue | None = None
         self._lock = threading.Lock()
 
     def need(self, arm: Arm) -> int:
@@ -155,11 +161,11 @@ class Devices:
         return arm.world_size if arm.device is Device.CUDA else min(arm.world_size, self._slots.size)
 
     def ask(self, arm: Arm) -> Request:
-        pool = self._gpu_pool() if arm.device is Device.CUDA else self._slots
-        return pool.ask(self.need(arm))
+        queue = self._gpu_queue() if arm.device is Device.CUDA else self._slots
+        return queue.ask(self.need(arm))
 
-    def _gpu_pool(self) -> Pool:
+    def _gpu_queue(self) -> DeviceQueue:
         with self._lock:
             if self._gpus is None:
-                self._gpus = Pool(self._count_gpus(), indexed=True)
+                self._gpus = DeviceQueue(self._count_gpus(), indexed=True)
             return self._gpus

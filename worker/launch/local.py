@@ -13,49 +13,53 @@ import psutil
 
 import worker
 from service.contract import Arm, ArmSpec, Device
+from worker.launch.devices import gpu_names
+from worker.launch.environment import scrub, tune
+from worker.launch.processes import descendants, kill
 from worker.launch.protocol import LOG, Isolation, ResourceLimits, RunningArm
 from worker.launch.provenance import Provenance, describe_provenance
-from worker.launch.rendezvous import ALONE, Rendezvous
+from worker.launch.rendezvous import SINGLE_NODE, Rendezvous
+from worker.launch.resolve import resolve_on_host
 from worker.launch.sandbox.confine import SandboxPlan, plan, private_folders
-from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
+from worker.launch.torchrun import torchrun_options, training_program, write_spec
 from worker.source import package_folder
 
 GRACE_SECONDS = 2.0
 
 
 class LocalLauncher:
-    """torchrun with as many processes as the arm has ranks, on the GPUs or the cores of this host."""
+    """Starts torchrun with one process for each rank of the arm, on the GPUs or the cores of this host."""
 
     def __init__(
         self,
         environment: Mapping[str, str] = os.environ,
-        program: Sequence[str] = (sys.executable, "-u", "-m", "worker.training"),
+        program: Sequence[str] = training_program(),
         isolation: Isolation = Isolation.AUTO,
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008, frozen
         threads: int | None = None,
     ):
         """
         Args:
-            environment: what arms are started from, scrubbed.
-            program: what every rank runs; it is given `--spec FILE --out FOLDER`.
-            isolation: whether arms are kept from what is not theirs.
-            limits: what an arm may use.
-            threads: CPU threads of each rank, unless OMP_NUM_THREADS says; all cores by default, shared by the ranks.
+            environment: arms get the variables of it that `scrub` lets through.
+            program: what every rank runs, with the arguments `--spec FILE --out FOLDER`.
+            isolation: whether arms are confined to their own files, network and processes.
+            limits: the resources that an arm may use.
+            threads: the most CPU threads of a rank, unless OMP_NUM_THREADS is set; by default its share of all cores.
         """
         self._environment, self._program = environment, program
         self._isolation, self._limits, self._threads = isolation, limits, threads
 
     def resolve(self, arm: Arm) -> Arm:
-        return resolved(arm, gpus_for(arm), self._interprets())
+        return resolve_on_host(arm, self._environment)
 
     def provenance(self, arm: Arm) -> Provenance | None:
-        """What an arm here runs with, beside its Opacus."""
-        return describe_provenance(arm.device, self._scrubbed(arm, None), self._program)
+        """The software, hardware and environment that an arm on this host runs with."""
+        return describe_provenance(arm.device, self._arm_environment(arm, None), self._program)
 
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
     ) -> RunningArm:
-        return self.join(spec, folder, source, ALONE, devices)
+        return self.join(spec, folder, source, SINGLE_NODE, devices)
 
     def join(
         self,
@@ -65,13 +69,13 @@ class LocalLauncher:
         rendezvous: Rendezvous,
         devices: Sequence[int] | None = None,
     ) -> RunningArm:
-        """As `start`, for this host's part of an arm whose other parts come to the same `rendezvous`."""
+        """As `start`, for one node of an arm whose other nodes join the same `rendezvous`."""
         ranks = write_spec(spec, folder) // rendezvous.nodes
-        kept = self._scrubbed(spec.arm, source, devices, rendezvous)
-        # Measuring coverage writes to another folder than the arm's.
-        environment = {name: value for name, value in kept.items() if not name.startswith("COVERAGE_")}
+        scrubbed = self._arm_environment(spec.arm, source, devices, rendezvous)
+        # Measuring coverage would write into another folder than the arm's.
+        environment = {name: value for name, value in scrubbed.items() if not name.startswith("COVERAGE_")}
         planned = self._plan(environment, folder.resolve(), source, spec.arm.device is Device.CUDA, rendezvous.port)
-        environment |= self._own(environment, folder.resolve(), source)
+        environment |= self._private_folders(folder.resolve(), source)
         command = [sys.executable, "-m", "worker.launch.sandbox.supervisor", json.dumps(asdict(planned))]
         command += torchrun_options(ranks, self._program, folder, rendezvous)
         with (folder / LOG).open("wb") as log:
@@ -103,44 +107,38 @@ class LocalLauncher:
             port,
         )
 
-    def _own(self, environment: Mapping[str, str], folder: Path, source: Path | None) -> dict[str, str]:
-        """Where an arm keeps what is its own. Arms of the installed Opacus share the cache of compiled kernels.
+    def _private_folders(self, folder: Path, source: Path | None) -> dict[str, str]:
+        """The variables that name the folders an arm writes to.
 
-        Whoever can write to a cache decides what all who read it run: an Opacus from elsewhere has one for each arm.
+        Arms of the installed Opacus share a cache of compiled kernels. Any other Opacus has a cache for each arm:
+        code that can write to a cache decides what every reader of the cache runs.
         """
-        own = private_folders(folder)
         if not source:
-            # Where it cannot be made, Triton says so to those arms that need it.
+            # If the cache cannot be made, Triton fails in the arms that need it and names the reason.
             with suppress(OSError):
                 self._triton_cache().mkdir(parents=True, exist_ok=True)
-        return own | {"TRITON_CACHE_DIR": str(folder / "triton" if source else self._triton_cache())}
+        return private_folders(folder) | {
+            "TRITON_CACHE_DIR": str(folder / "triton" if source else self._triton_cache())
+        }
 
     def _triton_cache(self) -> Path:
         home = self._environment.get("HOME") or os.path.expanduser("~")
         return Path(self._environment.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache")).resolve()
 
-    def _interprets(self) -> bool:
-        return self._environment.get("TRITON_INTERPRET") == "1"
-
-    def _scrubbed(
+    def _arm_environment(
         self,
         arm: Arm,
         source: Path | None,
         devices: Sequence[int] | None = None,
-        rendezvous: Rendezvous = ALONE,
+        rendezvous: Rendezvous = SINGLE_NODE,
     ) -> dict[str, str]:
-        kept = tuned(scrubbed(self._environment), arm, rendezvous, self._threads)
+        variables = tune(scrub(self._environment), arm, rendezvous, self._threads)
         if devices is not None:
-            kept["CUDA_VISIBLE_DEVICES"] = ",".join(self._device_name(index) for index in devices)
-        # Where `worker` lies, so that it need not be installed; the arm's folder is its working directory.
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_names(devices, self._environment))
+        # With the folder of `worker`: it need not be installed, and the working directory is the arm's folder.
         paths = [source or "", Path(worker.__file__).parents[1], self._environment.get("PYTHONPATH", "")]
-        kept["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
-        return kept
-
-    def _device_name(self, index: int) -> str:
-        """What CUDA calls the GPU that is the `index`th here: of those that are visible, if not all are."""
-        visible = self._environment.get("CUDA_VISIBLE_DEVICES")
-        return str(index) if visible is None else visible.split(",")[index].strip()
+        variables["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
+        return variables
 
 
 def _library_folder() -> list[Path]:
@@ -150,7 +148,7 @@ def _library_folder() -> list[Path]:
 
 
 class LocalArm:
-    """torchrun's agent and the ranks it started."""
+    """A supervised torchrun and the ranks that it started."""
 
     def __init__(self, agent: "subprocess.Popen[bytes]"):
         self._agent = agent
@@ -159,21 +157,14 @@ class LocalArm:
         return self._agent.poll()
 
     def stop(self) -> None:
-        # torchrun starts each rank in a session of its own, so no process group holds them all.
-        try:
-            family = psutil.Process(self._agent.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
+        # torchrun starts each rank in a session of its own, so no process group contains them all.
+        family = descendants(self._agent.pid)
         if self._agent.poll() is None:
             self._agent.terminate()
         _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-        for process in alive:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        kill(alive)
         if alive:
-            # torchrun waits for ranks that do not go for longer than anybody who cancels should.
+            # torchrun waits for ranks that do not end, for longer than a user who cancels should have to.
             self._agent.kill()
         try:
             self._agent.wait(timeout=GRACE_SECONDS)

@@ -1,10 +1,9 @@
-"""Runs an arm over several hosts: torchrun here as node 0, and by way of `Hosts` on each of the others.
+"""Runs an arm on several hosts: torchrun here is node 0, and `Hosts` starts torchrun on each of the other nodes.
 
-Rank 0 writes the record, and is on node 0, so what it writes lies in the arm's folder here. What the other hosts say
-of their ends, errors and the last of their logs, is put into that folder when the arm ends.
+Rank 0 is on node 0, so the record is written into the arm's folder here. The errors and the ends of the logs of the
+other nodes are copied into that folder when the arm ends.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,31 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from service.contract import Arm, ArmError, ArmSpec, ErrorKind
-from worker.launch.files import append, content, replace
+from service.contract import Arm, ArmError, ArmSpec, ErrorKind, NodeFailure
+from worker import error_files
+from worker.arm_files import append, read_end
 from worker.launch.local import LocalLauncher
 from worker.launch.protocol import LOG, Launcher, RunningArm
 from worker.launch.rendezvous import MultiNode, free_port
 
-# How long hosts may take to end, and to say how, once the first of them has.
+# How long the other nodes have to end, and to report how they ended, after the first of them has ended.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.1
-# What torchrun says when the hosts do not meet, before any rank has begun.
+# What torchrun prints when the rendezvous fails, before any rank has started.
 PORT_TAKEN = re.compile(r"EADDRINUSE")
-NOT_MET = re.compile(r"DistStoreError|DistNetworkError")
+RENDEZVOUS_FAILED = re.compile(r"DistStoreError|DistNetworkError")
 
 
 @dataclass(frozen=True)
-class NodeFailure:
-    """What a rank said of its failure, and when it did, in seconds of its host's clock."""
-
-    at: float
-    error: ArmError
-
-
-@dataclass(frozen=True)
-class NodeTask:
-    """What another host does of an arm. `lost` says in words why nothing more is to be expected from it."""
+class RemoteNode:
+    """A node of an arm that another host runs. `lost` is the reason why no more reports of it are expected."""
 
     node: int
     host: str
@@ -51,42 +43,46 @@ class NodeTask:
         return self.lost is not None or bool(self.status)
 
 
-class NodeTasks(Protocol):
-    """What the other hosts do of one arm."""
+class RemoteNodes(Protocol):
+    """The nodes of one arm that other hosts run."""
 
-    def look(self) -> Sequence[NodeTask]:
-        """How they are, in the order of their nodes. Never raises: what cannot be asked is as it was."""
+    def poll(self) -> Sequence[RemoteNode]:
+        """Their state, in the order of the nodes. Never raises: a node that cannot be asked keeps its last state."""
         ...
 
     def stop(self) -> None:
-        """Tell all of them to end; returns at once."""
+        """Ask all of them to end; returns at once."""
         ...
 
 
 class Hosts(Protocol):
-    """The hosts that an attempt holds. This one is their head."""
+    """The hosts that an attempt holds. This host is the first of them, the head."""
 
-    def meeting(self, nodes: int, port: int, job: str) -> MultiNode:
-        """Where the first `nodes` hosts meet, as this one comes."""
+    def rendezvous(self, nodes: int, port: int, job: str) -> MultiNode:
+        """The rendezvous of the first `nodes` hosts, for node 0."""
         ...
 
-    def begin(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> NodeTasks:
-        """Have the others begin with their parts."""
+    def start_nodes(self, role: str, spec: ArmSpec, port: int, source: Path | None) -> RemoteNodes:
+        """Have the other hosts start their nodes of the arm."""
         ...
 
 
 class FleetLauncher:
-    """Arms of one node run as `local` runs them, those of several on the hosts of an attempt.
-
-    `ports`: where on this host they meet. `collective_seconds`: how long ranks wait for each other.
-    """
+    """Runs an arm of one node as `local` does, and an arm of several nodes on the hosts of an attempt."""
 
     def __init__(self, local: LocalLauncher, hosts: Hosts, ports: range, collective_seconds: float):
+        """
+        Args:
+            local: starts node 0 on this host.
+            hosts: the hosts of the attempt.
+            ports: the ports of this host that a rendezvous may use.
+            collective_seconds: how long a rank waits for the others in a collective.
+        """
         self._local, self._hosts, self._ports = local, hosts, ports
         self._collective_seconds = collective_seconds
 
     def resolve(self, arm: Arm) -> Arm:
-        return resolve_spread(self._local, arm)
+        return resolve_nodes(self._local, arm)
 
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
@@ -96,25 +92,25 @@ class FleetLauncher:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port(self._ports)
         if port is None:
-            words = f"no port from {self._ports.start} to {self._ports.stop - 1} of the head is free (fleet_ports)"
-            _write(folder, "head", ErrorKind.HOST, words)
+            ports = f"no port from {self._ports.start} to {self._ports.stop - 1} of the head is free (fleet_ports)"
+            error_files.write(folder, error_files.HEAD_HOST, ArmError(kind=ErrorKind.HOST, message=ports))
             return EndedArm(1)
         spec = spec.model_copy(update={"collective_seconds": self._collective_seconds})
-        parts = self._hosts.begin(folder.name, spec, port, source)
-        meeting = self._hosts.meeting(spec.arm.nodes, port, folder.name)
-        return FleetArm(self._local.join(spec, folder, source, meeting, devices), parts, folder, meeting)
+        remote = self._hosts.start_nodes(folder.name, spec, port, source)
+        rendezvous = self._hosts.rendezvous(spec.arm.nodes, port, folder.name)
+        return FleetArm(self._local.join(spec, folder, source, rendezvous, devices), remote, folder, rendezvous)
 
 
-def resolve_spread(local: Launcher, arm: Arm) -> Arm:
-    """`arm` resolved: on each of its nodes what this host would run alone.
+def resolve_nodes(local: Launcher, arm: Arm) -> Arm:
+    """Resolve an arm of any number of nodes, each of which runs the ranks that `local` would run alone.
 
     Raises:
-        LaunchError: a node of it could not run here.
+        LaunchError: a node of the arm cannot run on this host.
     """
     ranks = arm.world_size and arm.world_size // arm.nodes
-    each = local.resolve(arm.model_copy(update={"nodes": 1, "world_size": ranks}))
-    assert each.world_size is not None
-    return each.model_copy(update={"nodes": arm.nodes, "world_size": each.world_size * arm.nodes})
+    node = local.resolve(arm.model_copy(update={"nodes": 1, "world_size": ranks}))
+    assert node.world_size is not None
+    return node.model_copy(update={"nodes": arm.nodes, "world_size": node.world_size * arm.nodes})
 
 
 class EndedArm:
@@ -127,92 +123,88 @@ class EndedArm:
         return self._status
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Does nothing: no process was started."""
 
 
 class FleetArm:
-    """The torchruns of all hosts. It ends when all have ended, and when one fails the others are told to end."""
+    """The torchruns of all nodes. It ends when all of them have ended. When one fails, the others are ended."""
 
     def __init__(
         self,
-        head: RunningArm,
-        parts: NodeTasks,
+        local: RunningArm,
+        remote: RemoteNodes,
         folder: Path,
-        meeting: MultiNode,
+        rendezvous: MultiNode,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._head, self._parts, self._folder, self._meeting, self._clock = head, parts, folder, meeting, clock
+        self._local, self._remote, self._folder = local, remote, folder
+        self._rendezvous, self._clock = rendezvous, clock
         self._status: int | None = None
-        self._ending: float | None = None
-        # Nodes that failed before anybody was told to end.
-        self._first: set[int] = set()
+        # When the first node was seen to have ended, and the other hosts' nodes that had failed by then.
+        self._ending_since: float | None = None
+        self._failed_first: set[int] = set()
 
     def poll(self) -> int | None:
         if self._status is None:
-            status, parts = self._head.poll(), self._parts.look()
-            if status is not None or any(part.failed for part in parts):
-                self._end(status, parts)
+            status, nodes = self._local.poll(), self._remote.poll()
+            if status is not None or any(node.failed for node in nodes):
+                self._end(status, nodes)
         return self._status
 
     def stop(self) -> None:
-        self._parts.stop()
-        self._head.stop()
+        self._remote.stop()
+        self._local.stop()
         deadline = self._clock() + GRACE_SECONDS
-        while self._status is None and self._clock() < deadline and not _all_over(self._parts.look()):
+        while self._status is None and self._clock() < deadline and not _all_ended(self._remote.poll()):
             time.sleep(POLL_SECONDS)
 
-    def _end(self, status: int | None, parts: Sequence[NodeTask]) -> None:
-        """One host has ended: waits for the word of the others, which may know the reason."""
-        if self._ending is None:
-            self._ending = self._clock()
-            self._first = {part.node for part in parts if part.failed}
+    def _end(self, status: int | None, nodes: Sequence[RemoteNode]) -> None:
+        """Wait for the nodes that have not ended: one of them may report the cause of the failure."""
+        if self._ending_since is None:
+            self._ending_since = self._clock()
+            self._failed_first = {node.node for node in nodes if node.failed}
             if status != 0:
-                self._parts.stop()
-        late = self._clock() - self._ending > GRACE_SECONDS
-        if any(part.lost for part in parts) or late:
-            self._parts.stop()
-            self._head.stop()
-            status = self._head.poll()
-        if status is not None and _all_over(parts):
-            self._collect(status, parts)
-            self._status = status or int(any(part.failed for part in parts))
+                self._remote.stop()
+        late = self._clock() - self._ending_since > GRACE_SECONDS
+        if any(node.lost for node in nodes) or late:
+            self._remote.stop()
+            self._local.stop()
+            status = self._local.poll()
+        if status is not None and _all_ended(nodes):
+            self._collect(status, nodes)
+            self._status = status or int(any(node.failed for node in nodes))
 
-    def _collect(self, status: int, parts: Sequence[NodeTask]) -> None:
-        if status and not any(self._folder.glob("error-rank*.json")) and not any(part.failures for part in parts):
-            self._explain_meeting()
-        for part in parts:
-            self._collect_from(part)
+    def _collect(self, status: int, nodes: Sequence[RemoteNode]) -> None:
+        described = any(self._folder.glob(error_files.PATTERN)) or any(node.failures for node in nodes)
+        if status and not described:
+            self._explain_rendezvous()
+        for node in nodes:
+            self._collect_from(node)
 
-    def _explain_meeting(self) -> None:
-        log = content(self._folder / LOG).decode("utf-8", errors="replace")
-        where = f"{self._meeting.head}:{self._meeting.port}"
+    def _explain_rendezvous(self) -> None:
+        log = read_end(self._folder / LOG).decode("utf-8", errors="replace")
+        where = f"{self._rendezvous.master}:{self._rendezvous.port}"
         if PORT_TAKEN.search(log):
-            _write(self._folder, "head", ErrorKind.HOST, f"the hosts cannot meet at {where}: the port is in use")
-        elif NOT_MET.search(log):
-            words = f"the hosts did not meet at {where} within {self._meeting.join_seconds:g} s (fleet_join_seconds)"
-            _write(self._folder, "head", ErrorKind.HOST, words)
+            self._write(error_files.HEAD_HOST, ErrorKind.HOST, f"the hosts cannot meet at {where}: the port is in use")
+        elif RENDEZVOUS_FAILED.search(log):
+            limit = f"{self._rendezvous.join_seconds:g} s (fleet_join_seconds)"
+            self._write(error_files.HEAD_HOST, ErrorKind.HOST, f"the hosts did not meet at {where} within {limit}")
 
-    def _collect_from(self, part: NodeTask) -> None:
-        named = f"host {part.host} (node {part.node})"
-        append(self._folder / LOG, f"\n--- {named}, the last of its log ---\n{part.log.rstrip()}\n")
-        if part.lost is not None:
-            _write(self._folder, f"node{part.node}", ErrorKind.HOST, f"{named} {part.lost}")
-        elif part.node in self._first and not part.failures:
-            words = f"torchrun ended with status {part.status} on {named}; see the log"
-            _write(self._folder, f"node{part.node}", ErrorKind.CRASH, words)
-        for number, failure in enumerate(part.failures):
-            error = failure.error.model_copy(update={"message": f"{named}: {failure.error.message}"})
-            path = self._folder / f"error-rank-node{part.node}-{number}.json"
-            replace(path, error.model_dump_json())
-            # The earliest is taken for the cause.
-            os.utime(path, (failure.at, failure.at))
+    def _collect_from(self, node: RemoteNode) -> None:
+        name, writer = f"host {node.host} (node {node.node})", f"node{node.node}"
+        append(self._folder / LOG, f"\n--- {name}, the end of its log ---\n{node.log.rstrip()}\n")
+        if node.lost is not None:
+            self._write(writer, ErrorKind.HOST, f"{name} {node.lost}")
+        elif node.node in self._failed_first and not node.failures:
+            message = f"torchrun ended with status {node.status} on {name}; see the log"
+            self._write(writer, ErrorKind.CRASH, message)
+        for number, failure in enumerate(node.failures):
+            error = failure.error.model_copy(update={"message": f"{name}: {failure.error.message}"})
+            error_files.write(self._folder, f"{writer}-{number}", error, failure.at)
 
-
-def _all_over(parts: Sequence[NodeTask]) -> bool:
-    return all(part.ended or part.lost is not None for part in parts)
+    def _write(self, writer: str, kind: ErrorKind, message: str) -> None:
+        error_files.write(self._folder, writer, ArmError(kind=kind, message=message))
 
 
-def _write(folder: Path, who: str, kind: ErrorKind, message: str) -> None:
-    """Beside what the ranks write, for the conductor to find."""
-    error = ArmError(kind=kind, message=message)
-    replace(folder / f"error-rank-{who}.json", error.model_dump_json())
+def _all_ended(nodes: Sequence[RemoteNode]) -> bool:
+    return all(node.ended or node.lost is not None for node in nodes)

@@ -1,4 +1,4 @@
-"""What the conductor asks of a launcher."""
+"""The interface of launchers, and the names that all of them share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,16 @@ from service.contract import Arm, ArmSpec
 
 SPEC = "spec.json"
 LOG = "log.txt"
+# The paths of an arm's folder and of its Opacus in a container or pod.
+ARM_MOUNT, SOURCE_MOUNT = Path("/arm"), Path("/opacus")
+GIB = 2**30
 
 
 class Isolation(StrEnum):
-    """Whether an arm is kept from files, network and processes that are not its own.
+    """Whether an arm is confined to its own files, network and processes.
 
-    `auto`: as far as the system can, and the log says what it cannot. `required`: an arm that cannot be, is an error.
+    `auto`: as far as the system can; the log names what it cannot do. `required`: if the system cannot confine an arm
+    in every respect, the arm is an error. `off`: not at all.
     """
 
     AUTO = "auto"
@@ -25,16 +29,17 @@ class Isolation(StrEnum):
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """What an arm may use, all its processes together. `memory` in bytes, 0 for no limit; `disk` in bytes."""
+    """What all processes of an arm together may use. `memory` and `disk` in bytes; `memory` 0: no limit."""
 
     memory: int = 0
     disk: int = 20 * 2**30
     processes: int = 256
-    threads: int = 64  # of each process, where Linux counts them all
+    # Of each process on average: the system's limits on processes count threads too.
+    threads: int = 64
 
 
 class LaunchError(Exception):
-    """The arm cannot be started here: no such device, fewer devices than ranks, no engine. One line, for the user."""
+    """The arm cannot be started here, for example because there are too few devices. One line, for the user."""
 
 
 class RunningArm(Protocol):
@@ -45,18 +50,18 @@ class RunningArm(Protocol):
         ...
 
     def stop(self) -> None:
-        """End every process of the arm; returns when none is left. Harmless when it has ended."""
+        """End every process of the arm; returns when none is left. Harmless if the arm has ended."""
         ...
 
 
 class Launcher(Protocol):
-    """Where arms run."""
+    """Starts arms."""
 
     def resolve(self, arm: Arm) -> Arm:
-        """`arm` with every `auto` and missing number filled in for this place.
+        """`arm` with every `auto` and missing number filled in as this launcher would run it.
 
         Raises:
-            LaunchError: it asks for devices that are not here.
+            LaunchError: the arm needs devices that are not here.
         """
         ...
 
@@ -65,10 +70,13 @@ class Launcher(Protocol):
     ) -> RunningArm:
         """Write `spec.json` into `folder` and start the arm, its output going to `log.txt` there.
 
-        `source` is the folder that the arm's Opacus is imported from; without one it is the installed Opacus.
-        `devices` are the indices of the GPUs this arm may use; None: all that are visible.
+        Args:
+            spec: of a resolved arm.
+            folder: of the arm.
+            source: the folder from which the arm imports Opacus; None: the installed Opacus.
+            devices: the indices of the GPUs that the arm may use; None: all that are visible.
 
         Raises:
-            LaunchError: what it would run on does not answer, or refuses.
+            LaunchError: the engine, cluster or volume that the arm needs refuses or does not answer.
         """
         ...

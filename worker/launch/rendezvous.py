@@ -1,4 +1,4 @@
-"""Where the torchruns of an arm meet, and as which of them this one comes."""
+"""Where the torchruns of an arm meet, as options of torchrun and as environment of the ranks."""
 
 import random
 import socket
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SingleNode:
-    """One host: the ranks meet on its loopback interface, in a network of their own where the system allows it."""
+    """One node. The ranks meet on the loopback interface, in a network namespace of their own if the system has it."""
 
     nodes = 1
     port: int | None = None
@@ -18,19 +18,19 @@ class SingleNode:
 
     @property
     def environment(self) -> dict[str, str]:
-        # One host needs no network: without this gloo looks up the host's name, which may not resolve.
+        # Without this gloo looks up the host's name, which may not resolve.
         return {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 @dataclass(frozen=True)
 class MultiNode:
-    """Several hosts: they meet at `head`:`port`, which node 0 listens on, and speak over the interface `nic`.
+    """Node `node` of several. The nodes meet at `master`:`port`, where node 0 listens, and use the interface `nic`.
 
-    The backend is `static`: with `c10d` the order of the nodes, and so the host of rank 0, follows from the text of
-    their addresses, whatever `--node-rank` says.
+    `job` is the same on all nodes of an arm and differs between arms. The backend is `static`: `c10d` ignores
+    `--node-rank` and orders the nodes, and so decides the host of rank 0, by the text of their addresses.
     """
 
-    head: str
+    master: str
     port: int
     job: str
     node: int
@@ -44,26 +44,31 @@ class MultiNode:
             f"--nnodes={self.nodes}",
             f"--node-rank={self.node}",
             "--rdzv-backend=static",
-            f"--rdzv-endpoint={self.head}:{self.port}",
+            f"--rdzv-endpoint={self.master}:{self.port}",
             f"--rdzv-id={self.job}",
             f"--rdzv-conf=timeout={max(1, round(self.join_seconds))}",
         ]
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"GLOO_SOCKET_IFNAME": self.nic, "NCCL_SOCKET_IFNAME": self.nic}
+        return network_interface(self.nic)
 
 
 Rendezvous = SingleNode | MultiNode
-ALONE = SingleNode()
+SINGLE_NODE = SingleNode()
 
 
-def free_port(ports: range) -> int | None:
-    """One of `ports` that nothing on this host listens on, at random, or nothing if all are taken."""
+def network_interface(nic: str) -> dict[str, str]:
+    """The variables that make gloo and NCCL communicate over the interface `nic`."""
+    return {"GLOO_SOCKET_IFNAME": nic, "NCCL_SOCKET_IFNAME": nic}
+
+
+def free_port(ports: range, address: str = "") -> int | None:
+    """A port of `ports`, at random, that is free at `address`, by default at all of this host. None if none is."""
     for port in random.sample(ports, len(ports)):
         with socket.socket() as probe:
             try:
-                probe.bind(("", port))
+                probe.bind((address, port))
             except OSError:
                 continue
             return port

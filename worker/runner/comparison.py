@@ -1,4 +1,4 @@
-"""Runs a comparison from its document to its outcome, with no service around it."""
+"""Runs a comparison from its document to its outcome, without a store."""
 
 import threading
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from worker.runner.arm_cache import ArmCache
 from worker.runner.follow import ArmOutcome, RunObserver, Stopped
 from worker.runner.judging import Judge, judge_apart, prepare_to_judge
 from worker.runner.prepare import CannotPrepare, make_checkout, prepare
-from worker.runner.scheduler import ArmRunner, Task
+from worker.runner.scheduler import ArmTask, Scheduler
 from worker.runner.timeouts import UNLIMITED, Timeouts
 
 __all__ = ["ArmOutcome", "Outcome", "RunObserver", "Stopped", "run_comparison"]
@@ -22,7 +22,7 @@ __all__ = ["ArmOutcome", "Outcome", "RunObserver", "Stopped", "run_comparison"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a comparison ended: `judgement` when every arm ran to its end, otherwise `error`. Arms are by role."""
+    """How a comparison ended: with a `judgement` if every arm ran to its end, else an `error`. Arms are by role."""
 
     verdict: Verdict
     judgement: Judgement | None = None
@@ -40,22 +40,34 @@ def run_comparison(
     stop: threading.Event,
     plots: bool = True,
     checkout: Checkout | None = None,
-    limits: Timeouts = UNLIMITED,
+    timeouts: Timeouts = UNLIMITED,
     judge: Judge = judge_apart,
-    places: DevicePool | None = None,
-    kept: ArmCache | None = None,
+    device_pool: DevicePool | None = None,
+    cache: ArmCache | None = None,
 ) -> Outcome:
-    """Run reference, candidate and the arms they are checked with, then judge and, if `plots`, draw into `folder`.
+    """Run the reference, the candidate and the arms that they are checked with; then judge the records.
 
-    The arm `oracle` takes the first `oracle_steps` steps; there is none where another arm is an oracle, without
-    privacy, and with dropout, whose masks no two modes share. `repeat` is the candidate once more, when asked for.
-    The oracle has the installed Opacus, whose accountant is all it takes from it. A fault of an arm is an `Outcome`,
-    never an exception. Without a `checkout` the settings of this process say where Opacus sources come from.
-    Arms run side by side as far as `places` has room, without them one after another; those that are `kept` are not run
-    if the comparison allows it. The first that fails ends the others.
+    The arm `oracle` takes the first `oracle_steps` steps. It is left out where another arm is an oracle, where there is
+    no privacy, and with dropout, because no two modes draw the same masks. The arm `repeat` runs the candidate again,
+    if the comparison asks for it. An arm that fails gives an `Outcome` with an error, never an exception, and ends the
+    other arms.
+
+    Args:
+        comparison: what to run.
+        folder: holds a folder for each arm, named after its role, and `plots`.
+        launcher: starts the arms.
+        observer: gets progress and logs.
+        stop: ends the comparison when it is set.
+        plots: whether to draw the plots.
+        checkout: where Opacus sources come from; by default as the settings of this process say.
+        timeouts: of each arm.
+        judge: makes the judgement.
+        device_pool: arms run side by side as far as it has devices. Without one they run one after another.
+        cache: arms in it are not run, if the comparison allows their reuse.
 
     Raises:
         Stopped: `stop` was set; every process has been ended.
+        JudgingFailed: the judge raised an exception or was killed.
     """
     checkout = checkout or make_checkout(get_settings())
     asked = {"reference": comparison.reference, "candidate": comparison.candidate}
@@ -69,9 +81,11 @@ def run_comparison(
     sources["repeat"] = sources["candidate"]
     if judge is judge_apart:
         prepare_to_judge()
-    tasks = [Task(role, spec, sources.get(role), folder / role, comparison.reuse) for role, spec in specs.items()]
-    runner = ArmRunner(launcher=launcher, observer=observer, stop=stop, limits=limits, places=places, kept=kept)
-    arms, failed = runner.run(tasks)
+    tasks = [ArmTask(role, spec, sources.get(role), folder / role, comparison.reuse) for role, spec in specs.items()]
+    scheduler = Scheduler(
+        launcher=launcher, observer=observer, stop=stop, timeouts=timeouts, device_pool=device_pool, cache=cache
+    )
+    arms, failed = scheduler.run(tasks)
     if failed is not None:
         assert failed.error is not None
         return _failed(arms, failed.error, failed.role, failed.spec.arm)
@@ -83,7 +97,7 @@ def run_comparison(
 
 
 def specs_of(comparison: Comparison) -> dict[str, ArmSpec]:
-    """What to run, by role, in order; `run_comparison` says which roles there are."""
+    """The arms to run, by role, in order. `run_comparison` says when there are an oracle and a repeated arm."""
     workload, reference, candidate = comparison.workload, comparison.reference, comparison.candidate
     exact = comparison.exact or comparison.bitwise
     specs = {
@@ -92,8 +106,8 @@ def specs_of(comparison: Comparison) -> dict[str, ArmSpec]:
     }
     modes = {reference.mode, candidate.mode}
     if comparison.oracle_steps and not modes & {Mode.ORACLE, Mode.NONE} and not workload.model.dropout:
-        # Noise is drawn where the reference draws it: generators of other devices give other numbers.
-        # With bfloat16 parameters it starts from theirs, rounded.
+        # The oracle draws the noise on the device of the reference: generators of other devices give other numbers.
+        # If both arms have bfloat16 parameters, the oracle starts from the same rounded values.
         dtype = Dtype.BF16_PURE if {reference.dtype, candidate.dtype} == {Dtype.BF16_PURE} else Dtype.FP32
         oracle = Arm(mode=Mode.ORACLE, world_size=1, device=reference.device, dtype=dtype)
         specs["oracle"] = ArmSpec(workload=workload, arm=oracle, exact=exact, num_steps=comparison.oracle_due)
@@ -107,7 +121,7 @@ def _resolved(launcher: Launcher, spec: ArmSpec) -> ArmSpec:
 
 
 def _failed(arms: dict[str, ArmOutcome], error: ArmError, role: str, arm: Arm) -> Outcome:
-    """The outcome when an arm failed. An oracle that did is no verdict on the mode: it can be left out."""
+    """The outcome when an arm failed. A failed oracle is an error: it says nothing about the modes under test."""
     verdict, message = error.kind.verdict, f"{role} ({arm.mode}): {error.message}"
     if role == "oracle":
         message = f"oracle: {error.message}; compare without it: oracle_steps 0 (--oracle-steps 0)"

@@ -1,4 +1,4 @@
-"""Runs an arm that several comparisons ask for only once."""
+"""Runs an arm once for all comparisons that need it."""
 
 import shutil
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 from service.contract import Arm, ArmSpec
 from worker.launch.protocol import Launcher, RunningArm
 
-# The role whose arm is there to be run a second time.
+# The role of the arm that runs the candidate a second time.
 REPEAT = "repeat"
 
 
@@ -21,10 +21,10 @@ class _Started:
 
 
 class SharedArms:
-    """A launcher that starts each distinct arm once and gives its files to all who ask for it later.
+    """A launcher that starts each distinct arm once. Later arms with the same spec and source get copies of its files.
 
-    A repeated arm, one whose folder is named "repeat", is shared with repeated arms alone: it must be a run of its
-    own. Safe to use from several threads, as long as the one that started an arm follows it to its end.
+    A repeated arm, whose folder is named "repeat", shares with other repeated arms alone: it must be a second run. Safe
+    to use from several threads, if the thread that started an arm follows it to its end.
     """
 
     def __init__(self, launcher: Launcher):
@@ -50,7 +50,7 @@ class SharedArms:
 
 
 class SharedArm:
-    """An arm that was started for somebody else, seen from its second folder, where its files appear at its end."""
+    """An arm that another comparison started. Its files are copied into this comparison's folder when it has ended."""
 
     def __init__(self, first: _Started, folder: Path):
         self._first, self._folder = first, folder
@@ -67,4 +67,4 @@ class SharedArm:
         return self._status
 
     def stop(self) -> None:
-        """Nothing of its own runs."""
+        """Does nothing: the processes belong to the comparison that started the arm."""

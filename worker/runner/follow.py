@@ -12,25 +12,26 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmRecord, ArmSpec, ArmStart, ErrorKind, StepRecord
 from service.validation import message_of
+from worker import error_files
+from worker.arm_files import open_file, read_end
 from worker.checkout import Source
 from worker.launch import Launcher, LaunchError
-from worker.launch.files import content, opened
 from worker.launch.protocol import LOG
 from worker.runner.timeouts import UNLIMITED, Stopwatch, Timeouts
 from worker.source import describe_source
 
 POLL_SECONDS = 0.05
-# Bytes. What an arm writes is bounded by its disk alone; what of it is in this process at once is bounded by these.
-LOOK = 2**20
+# Bytes. An arm can write as much as its disk limit allows. These bound how much of it is in memory at once.
+CHUNK_BYTES = 2**20
 LONGEST_LINE = 2**27
 
 Line = ArmStart | StepRecord | ArmEnd
 _line: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="event")])
-KILLED = re.compile(r"exitcode\s*:\s*-9\b")
+RANK_KILLED = re.compile(r"exitcode\s*:\s*-9\b")
 
 
 class RunObserver(Protocol):
-    """Told what happens while it happens, from a thread for each arm that runs."""
+    """Gets progress and logs while arms run, from one thread for each arm."""
 
     def phase(self, phase: str) -> None: ...
 
@@ -42,14 +43,14 @@ class RunObserver(Protocol):
 
 
 class Stopped(Exception):
-    """The caller asked to stop; every process has been ended."""
+    """The caller asked to stop, and every process has been ended."""
 
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """One arm as it ended. `error` is None exactly when it ran to its end.
+    """How an arm ended. `error` is None exactly when it ran to its end.
 
-    `reused_from` names the attempt (`<comparison>/<number>`) that ran it, where it was not run for this comparison.
+    `reused_from` names the attempt (`<comparison>/<number>`) that ran the arm, if that was an earlier one.
     """
 
     role: str
@@ -61,44 +62,46 @@ class ArmOutcome:
 
 
 class Tail:
-    """New bytes of a growing file since the last look, at most `LOOK` at a time."""
+    """Reads a growing file: each time the bytes since the last time, at most `CHUNK_BYTES`."""
 
     def __init__(self, path: Path):
         self._path, self._offset = path, 0
 
     def read(self) -> bytes:
-        file = opened(self._path)
+        file = open_file(self._path)
         if file is None:
             return b""
         with file:
             file.seek(self._offset)
-            new = file.read(LOOK)
+            new = file.read(CHUNK_BYTES)
         self._offset += len(new)
         return new
 
     @property
-    def waiting(self) -> int:
-        """How many bytes are there to be read."""
+    def unread(self) -> int:
+        """How many bytes have not been read yet."""
         try:
             return self._path.lstat().st_size - self._offset
         except OSError:
             return 0
 
     def skip_to_end(self) -> int:
-        """Leaves out all but the last `LOOK` bytes that wait. How many those were."""
-        left_out = max(0, self.waiting - LOOK)
+        """Skip all but the last `CHUNK_BYTES` unread bytes. How many bytes were skipped."""
+        left_out = max(0, self.unread - CHUNK_BYTES)
         self._offset += left_out
         return left_out
 
 
 class LineTooLong(Exception):
-    """A line of a record is longer than any that an arm of ours writes."""
+    """A line of a record is longer than any line of a valid record."""
 
 
 class RecordReader:
-    """Reads a record while it is written; a line counts once its newline is there.
+    """Reads a record while it is written. A line is read when its newline has been written.
 
-    Raises LineTooLong, and ValidationError for what is no line of a record.
+    Raises:
+        LineTooLong: a line is longer than `LONGEST_LINE` bytes.
+        ValidationError: a line is not a line of a record.
     """
 
     def __init__(self, path: Path):
@@ -108,15 +111,15 @@ class RecordReader:
         self._end: ArmEnd | None = None
 
     def read(self) -> Iterator[Line]:
-        # As much as is there now: one that writes faster than it is read must not keep the reader here.
-        for _ in range(math.ceil(self._tail.waiting / LOOK)):
+        # Only what is there now: an arm that writes faster than this reads must not keep the reader here for ever.
+        for _ in range(math.ceil(self._tail.unread / CHUNK_BYTES)):
             *lines, self._rest = (self._rest + self._tail.read()).split(b"\n")
             if len(self._rest) > LONGEST_LINE:
                 raise LineTooLong(f"a line of it is longer than {LONGEST_LINE:,} bytes")
             for text in lines:
-                yield self._keep(_line.validate_json(text))
+                yield self._add(_line.validate_json(text))
 
-    def _keep(self, line: Line) -> Line:
+    def _add(self, line: Line) -> Line:
         if isinstance(line, StepRecord):
             self._steps.append(line)
         elif isinstance(line, ArmStart):
@@ -139,12 +142,12 @@ def run_arm(
     observer: RunObserver,
     stop: threading.Event,
     source: Source | None = None,
-    limits: Timeouts = UNLIMITED,
+    timeouts: Timeouts = UNLIMITED,
     devices: Sequence[int] | None = None,
 ) -> ArmOutcome:
     """Start the arm on `devices`, report its progress, and read its record and error when it has ended.
 
-    An arm that imported another Opacus than its `source` has failed, and so has one that passed a limit.
+    An arm that exceeds one of its `timeouts` has failed. So has an arm that imported another Opacus than its `source`.
 
     Raises:
         Stopped: `stop` was set.
@@ -154,7 +157,7 @@ def run_arm(
     except LaunchError as fault:
         return ArmOutcome(role, spec, ArmRecord(), ArmError(kind=ErrorKind.DEVICE, message=str(fault)), folder)
     log, reader = Tail(folder / LOG), RecordReader(folder / RECORD_FILE)
-    stopwatch = Stopwatch(limits)
+    stopwatch = Stopwatch(timeouts)
     try:
         status = exceeded = None
         while status is None and exceeded is None:
@@ -180,7 +183,7 @@ def run_arm(
 
 
 def _report(role: str, reader: RecordReader, log: Tail, observer: RunObserver) -> bool:
-    """Whether there was progress."""
+    """Read what is new and report it. Whether the record has grown."""
     progress = False
     _report_log(role, log, observer)
     for line in reader.read():
@@ -193,14 +196,14 @@ def _report(role: str, reader: RecordReader, log: Tail, observer: RunObserver) -
 
 
 def _report_log(role: str, log: Tail, observer: RunObserver) -> None:
-    """What is new: of more than two looks' worth the head and the tail, so that no log is ever held whole."""
-    _say(role, log.read(), observer)
+    """Report what is new. If that is more than two chunks, the middle is left out: no log is ever in memory whole."""
+    _report_text(role, log.read(), observer)
     if left_out := log.skip_to_end():
-        _say(role, f"\n[… {left_out:,} bytes left out …]\n".encode(), observer)
-    _say(role, log.read(), observer)
+        _report_text(role, f"\n[… {left_out:,} bytes left out …]\n".encode(), observer)
+    _report_text(role, log.read(), observer)
 
 
-def _say(role: str, text: bytes, observer: RunObserver) -> None:
+def _report_text(role: str, text: bytes, observer: RunObserver) -> None:
     if text:
         observer.log(role, text.decode("utf-8", errors="replace"))
 
@@ -215,26 +218,19 @@ def _wrong_source(record: ArmRecord, source: Source | None) -> ArmError | None:
     return ArmError(kind=ErrorKind.SOURCE, message=message)
 
 
-def described_errors(folder: Path) -> list[tuple[float, ArmError]]:
-    """What ranks, and those who watch them, said of their failures, each with its moment in seconds, oldest first."""
-    paths = sorted(folder.glob("error-rank*.json"), key=lambda path: path.lstat().st_mtime_ns)
-    said = [(path.lstat().st_mtime, content(path)) for path in paths]
-    return [(moment, ArmError.model_validate_json(text)) for moment, text in said if text]
-
-
 def _error(folder: Path, status: int, spec: ArmSpec) -> ArmError:
-    """The first failure any rank described, or what the exit status and the log allow to be said.
+    """The first failure that a process of the arm described, else what the exit status and the log show.
 
-    When one rank dies the others fail in their next collective: the earliest file is the cause.
+    A crash comes after every other kind: after one rank fails, the others crash in their next collective.
     """
-    errors = [error for _, error in described_errors(folder)]
-    telling = [e for e in errors if e.kind is not ErrorKind.CRASH]
+    errors = [failure.error for failure in error_files.read(folder)]
+    specific = [error for error in errors if error.kind is not ErrorKind.CRASH]
     if errors:
-        return (telling or errors)[0]
+        return (specific or errors)[0]
     if status == 0:
         return ArmError(kind=ErrorKind.CRASH, message="the arm ended without finishing its record")
-    # torchrun says at the end who was killed.
-    if KILLED.search(content(folder / LOG).decode("utf-8", errors="replace")):
+    # torchrun prints the exit codes of its ranks at the end.
+    if RANK_KILLED.search(read_end(folder / LOG).decode("utf-8", errors="replace")):
         sizes = "batch_size, seq_len, hidden_size or vocab_size"
         return ArmError(
             kind=ErrorKind.OUT_OF_MEMORY,

@@ -1,8 +1,8 @@
-"""Judges and draws: in a process of its own, which ends when it is told to, or in this one.
+"""Judges records and draws plots, in a process of its own or in this process.
 
-Judging is numbers without a pause: in a thread it could not be stopped, and would hold up the lease's. A process
-takes what a record does to it with it: one that is too large for the memory ends the judge, not the worker. Suites
-judge here: their records are small, and hundreds of processes cost more than their judging.
+Judging computes without a pause. In a thread it could not be stopped, and it would delay the thread that renews the
+lease. In a process it can be killed, and a record that is too large for the memory ends the judge, not the worker.
+Suites judge in this process: their records are small, and hundreds of processes would cost more than the judging.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from service.contract import ArmRecord, Comparison, Judgement
 from worker.lifetime import die_with_parent
 from worker.runner.follow import POLL_SECONDS, Stopped
 
-# A server that has imported the judge forks each of them: a thread-rich worker must not fork itself.
+# A server process that has imported the judge forks the judges. A process with many threads must not fork itself.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["worker.judge"])
 
@@ -27,21 +27,21 @@ Judge = Callable[[Comparison, Mapping[str, ArmRecord], Path | None, threading.Ev
 
 
 class JudgingFailed(Exception):
-    """The judge raised something, or was killed. One line."""
+    """The judge raised an exception or was killed. One line."""
 
 
 def prepare_to_judge() -> None:
-    """Lets the judge's imports, which take seconds, happen while the arms train. Returns at once."""
+    """Start to import the judge, which takes seconds, while the arms train. Returns at once."""
     forkserver.ensure_running()
 
 
 def judge_apart(
     comparison: Comparison, records: Mapping[str, ArmRecord], plots: Path | None, stop: threading.Event
 ) -> Drawn:
-    """The judgement of the arms' records, and the plots of both arms drawn into the folder `plots` if it is given.
+    """Judge the records of the arms in a process of its own. If the folder `plots` is given, draw plots into it.
 
     Raises:
-        JudgingFailed: as it says.
+        JudgingFailed: the judge raised an exception or was killed.
         Stopped: `stop` was set; the judge has been ended.
     """
     answers, answer = _processes.Pipe(duplex=False)
@@ -69,7 +69,7 @@ def judge_apart(
 def judge_here(
     comparison: Comparison, records: Mapping[str, ArmRecord], plots: Path | None, stop: threading.Event
 ) -> Drawn:
-    """As `judge_apart`, in this thread: what the judge raises is raised, and `stop` is not looked at."""
+    """As `judge_apart`, but in this thread. Exceptions of the judge are raised, and `stop` is ignored."""
     # Late: matplotlib and dp-accounting take seconds to import, and most processes leave judging to the judge's own.
     from worker.judge import draw, judge  # noqa: PLC0415
 

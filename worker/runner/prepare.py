@@ -1,4 +1,4 @@
-"""From what was asked for to what runs: the arm resolved for this place, and its Opacus as a folder."""
+"""Prepares arms: resolves them for the devices of this launcher, and checks out their Opacus."""
 
 import threading
 from collections.abc import Mapping
@@ -22,24 +22,24 @@ class CannotPrepare(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An arm with no `auto` and no moving ref, and the source that goes first on its path."""
+    """An arm without `auto`, its Opacus a commit in place of a branch or tag, and the source to import it from."""
 
     arm: Arm
     source: Source
 
 
 def make_checkout(settings: Settings) -> Checkout:
-    """The checkout that the settings describe."""
+    """The checkout as the settings describe it."""
     return Checkout(settings.opacus_remote, Path(settings.cache_folder), settings.source_days)
 
 
 def prepare(
     arms: Mapping[str, Arm], *, launcher: Launcher, checkout: Checkout, observer: RunObserver, stop: threading.Event
 ) -> dict[str, Prepared]:
-    """Resolve every arm, then check its source out.
+    """Resolve every arm, then check out its source.
 
     Raises:
-        CannotPrepare: an arm asks for devices that are not here, or for a source that cannot be had.
+        CannotPrepare: an arm needs devices that are not here, or its source cannot be checked out.
         Stopped: `stop` was set.
     """
     try:

@@ -1,4 +1,4 @@
-"""Runs the arms of a comparison: side by side as far as there are devices, and not those that are kept already."""
+"""Runs the arms of a comparison, side by side as far as there are devices. Arms that the cache has are not run."""
 
 import threading
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ WAITING = "waiting for devices"
 
 
 @dataclass(frozen=True)
-class Task:
-    """An arm to run, with its files in `folder`. With `reuse`, one that is kept is taken in its place."""
+class ArmTask:
+    """An arm to run, with its files in `folder`. With `reuse`, a record in the cache is taken instead."""
 
     role: str
     spec: ArmSpec
@@ -32,8 +32,8 @@ class Task:
     reuse: bool = False
 
 
-class ArmRunner:
-    """Runs arms in threads of their own. The first that fails ends the others."""
+class Scheduler:
+    """Runs each arm in a thread of its own. The first arm that fails ends the others."""
 
     def __init__(
         self,
@@ -41,30 +41,30 @@ class ArmRunner:
         launcher: Launcher,
         observer: RunObserver,
         stop: threading.Event,
-        limits: Timeouts,
-        places: DevicePool | None = None,
-        kept: ArmCache | None = None,
+        timeouts: Timeouts,
+        device_pool: DevicePool | None = None,
+        cache: ArmCache | None = None,
     ):
-        self._launcher, self._observer, self._stop, self._limits = launcher, observer, stop, limits
-        self._places, self._kept = places or OneAtATime(), kept
-        # Set when `stop` is, or when an arm failed.
+        self._launcher, self._observer, self._stop, self._timeouts = launcher, observer, stop, timeouts
+        self._device_pool, self._cache = device_pool or OneAtATime(), cache
+        # Set when `stop` is set or an arm fails.
         self._halt = threading.Event()
         self._phases = Phases(observer)
         self._ended: list[ArmOutcome] = []
 
-    def run(self, tasks: Sequence[Task]) -> tuple[dict[str, ArmOutcome], ArmOutcome | None]:
-        """The arms that ended, by role in the order of `tasks`, and the first of them that failed, if any did.
+    def run(self, tasks: Sequence[ArmTask]) -> tuple[dict[str, ArmOutcome], ArmOutcome | None]:
+        """Run the arms. Those that ended, by role in the order of `tasks`, and the first of them that failed, or None.
 
         Raises:
             Stopped: `stop` was set; every process has been ended.
         """
         keys = {task.role: self._key(task) for task in tasks}
-        self._take_kept(tasks, keys)
+        self._take_cached(tasks, keys)
         left = [task for task in tasks if task.role not in self._by_role()]
-        # Small ones first: one that needs all devices would keep those behind it waiting for nothing.
-        left.sort(key=lambda task: self._places.need(task.spec.arm))
+        # Small arms first: behind an arm that needs all devices they would wait although devices are free.
+        left.sort(key=lambda task: self._device_pool.need(task.spec.arm))
         with ThreadPoolExecutor(max(1, len(left))) as threads, ExitStack() as requests:
-            asked = [(task, requests.enter_context(self._places.ask(task.spec.arm))) for task in left]
+            asked = [(task, requests.enter_context(self._device_pool.ask(task.spec.arm))) for task in left]
             self._phases.requests = [request for _, request in asked]
             futures = [
                 threads.submit(copy_context().run, self._run_one, task, request, keys[task.role])
@@ -89,18 +89,18 @@ class ArmRunner:
     def _by_role(self) -> dict[str, ArmOutcome]:
         return {outcome.role: outcome for outcome in self._ended}
 
-    def _key(self, task: Task) -> str | None:
-        """A repeated arm has none: it is there to be run."""
-        return None if self._kept is None or task.role == REPEAT else self._kept.key(task.spec, task.source)
+    def _key(self, task: ArmTask) -> str | None:
+        """The key of an arm in the cache. The repeated arm has none: its purpose is to be run."""
+        return None if self._cache is None or task.role == REPEAT else self._cache.key(task.spec, task.source)
 
-    def _take_kept(self, tasks: Sequence[Task], keys: dict[str, str | None]) -> None:
-        """Two equal arms are not both taken from one record: that would compare it with itself."""
+    def _take_cached(self, tasks: Sequence[ArmTask], keys: dict[str, str | None]) -> None:
+        """Take arms from the cache. Of two equal arms only one: both would be the same record, compared with itself."""
         taken: set[str] = set()
         for task in tasks:
             key = keys[task.role]
-            if self._kept is None or key is None or key in taken or not task.reuse:
+            if self._cache is None or key is None or key in taken or not task.reuse:
                 continue
-            found = self._kept.find(key, task.spec, task.source)
+            found = self._cache.find(key, task.spec, task.source)
             if found is None:
                 continue
             taken.add(key)
@@ -111,20 +111,20 @@ class ArmRunner:
             self._observer.log(task.role, f"clipwatch: not run: reused from {found.attempt}\n")
             self._ended.append(ArmOutcome(task.role, task.spec, found.record, None, task.folder, found.attempt))
 
-    def _run_one(self, task: Task, request: Request, key: str | None) -> None:
+    def _run_one(self, task: ArmTask, request: Request, key: str | None) -> None:
         with request:
             try:
-                outcome = self._in_turn(task, request)
+                outcome = self._wait_and_run(task, request)
             finally:
-                # Before the devices go to the next, or the two would seem to run side by side.
-                self._phases.ended(task.role)
-        if outcome.error is None and self._kept is not None and key is not None:
-            self._kept.keep(key, outcome.record)
+                # Before the devices go to the next arm: otherwise the two would seem to run side by side.
+                self._phases.arm_ended(task.role)
+        if outcome.error is None and self._cache is not None and key is not None:
+            self._cache.store(key, outcome.record)
 
-    def _in_turn(self, task: Task, request: Request) -> ArmOutcome:
-        """The others are told to end before the devices of one that failed are given to the next."""
+    def _wait_and_run(self, task: ArmTask, request: Request) -> ArmOutcome:
+        """Run the arm when it has its devices. If it fails, the others are ended before its devices are given back."""
         try:
-            self._await(request)
+            self._await_devices(request)
             outcome = self._run_arm(task, request)
             self._ended.append(outcome)
         except BaseException:
@@ -134,16 +134,16 @@ class ArmRunner:
             self._halt.set()
         return outcome
 
-    def _await(self, request: Request) -> None:
+    def _await_devices(self, request: Request) -> None:
         while not request.wait(POLL_SECONDS):
             if self._halt.is_set():
                 raise Stopped
-            self._phases.waiting()
+            self._phases.arm_waits()
         if self._halt.is_set():
             raise Stopped
 
-    def _run_arm(self, task: Task, request: Request) -> ArmOutcome:
-        self._phases.began(task.role)
+    def _run_arm(self, task: ArmTask, request: Request) -> ArmOutcome:
+        self._phases.arm_started(task.role)
         with span("arm", role=task.role, mode=task.spec.arm.mode):
             return run_arm(
                 task.role,
@@ -153,43 +153,43 @@ class ArmRunner:
                 observer=self._observer,
                 stop=self._halt,
                 source=task.source,
-                limits=self._limits,
+                timeouts=self._timeouts,
                 devices=request.devices,
             )
 
 
 class Phases:
-    """Says in one phase what several arms do: the role of the one that runs, or how many do, or that all wait."""
+    """Reports several arms as one phase: the role of the only arm that runs, or how many run, or that all wait."""
 
     def __init__(self, observer: RunObserver):
         self._observer, self._lock = observer, threading.Lock()
         self._running: list[str] = []
         self._last = ""
-        # Of all the arms. One that has its devices may not have begun yet, or may have ended: nobody waits for others.
+        # Those of all arms. While one is granted, an arm starts, runs or has just ended, so "waiting" would be wrong.
         self.requests: Sequence[Request] = ()
 
-    def began(self, role: str) -> None:
+    def arm_started(self, role: str) -> None:
         with self._lock:
             self._running.append(role)
-            self._say()
+            self._report_running()
 
-    def ended(self, role: str) -> None:
+    def arm_ended(self, role: str) -> None:
         with self._lock:
             if role in self._running:
                 self._running.remove(role)
-                self._say()
+                self._report_running()
 
-    def waiting(self) -> None:
+    def arm_waits(self) -> None:
         with self._lock:
             if not self._running and not any(request.granted for request in self.requests):
-                self._tell(WAITING)
+                self._report(WAITING)
 
-    def _say(self) -> None:
+    def _report_running(self) -> None:
         if self._running:
             several = len(self._running) > 1
-            self._tell(f"{len(self._running)} arms side by side" if several else self._running[0])
+            self._report(f"{len(self._running)} arms side by side" if several else self._running[0])
 
-    def _tell(self, phase: str) -> None:
+    def _report(self, phase: str) -> None:
         if phase != self._last:
             self._last = phase
             self._observer.phase(phase)

@@ -1,4 +1,4 @@
-"""Conducts a suite: its comparisons one after another, or several at a time."""
+"""Runs the comparisons of a suite, one after another or several at a time."""
 
 import re
 import threading
@@ -18,7 +18,7 @@ from worker.runner.judging import judge_here
 
 @dataclass(frozen=True)
 class Result:
-    """How one comparison of a suite ended, after how many seconds, with its files in `folder`."""
+    """How one comparison of a suite ended, how long it took in seconds, and the folder of its files."""
 
     comparison: Comparison
     outcome: Outcome
@@ -26,8 +26,8 @@ class Result:
     folder: Path
 
     @property
-    def words(self) -> str:
-        """The first finding, or the error, or nothing."""
+    def summary(self) -> str:
+        """The error or else the first finding; empty if there is neither."""
         if self.outcome.error is not None:
             return self.outcome.error.message
         findings = self.outcome.judgement.findings if self.outcome.judgement else []
@@ -35,7 +35,7 @@ class Result:
 
 
 class NullObserver:
-    """An observer that keeps nothing."""
+    """An observer that ignores everything."""
 
     def phase(self, phase: str) -> None: ...
 
@@ -55,9 +55,10 @@ def run_suite(
     jobs: int = 1,
     report: Callable[[Result], None],
 ) -> list[Result]:
-    """Run every comparison of the suite, each in a folder of its own, and report each as it ends.
+    """Run every comparison of the suite in a folder of its own, and call `report` when one has ended.
 
-    Arms that several comparisons share run once. The results are in the order of the suite.
+    An arm that several comparisons share runs once. At most `jobs` comparisons run at a time. The results are in the
+    order of the suite.
 
     Raises:
         Stopped: `stop` was set; every process has been ended.
@@ -87,7 +88,7 @@ def run_member(
 
 @contextmanager
 def pool(jobs: int, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are told to stop when the caller is interrupted or one of them fails."""
+    """A pool of `jobs` threads. `stop` is set when the caller is interrupted or one of the threads fails."""
     with ThreadPoolExecutor(jobs) as threads:
         try:
             yield threads
@@ -103,7 +104,7 @@ def folder_name(number: int, comparison: Comparison) -> str:
 
 
 def with_arms(suite: Suite, change: Callable[[str, Arm], Arm]) -> Suite:
-    """The suite with every arm as `change` makes it from its role and what it was."""
+    """The suite with every arm replaced by `change(role, arm)`."""
     changed = tuple(
         comparison.model_copy(update={role: change(role, arm) for role, arm in comparison.arms.items()})
         for comparison in suite.comparisons
@@ -117,7 +118,7 @@ def on_device(suite: Suite, device: Device) -> Suite:
 
 
 def verdict_of(results: list[Result]) -> Verdict:
-    """Failed if any failed, else the first that is not passed, else passed."""
+    """`failed` if any comparison failed, else the first verdict that is not `passed`, else `passed`."""
     verdicts = [result.outcome.verdict for result in results]
     if Verdict.FAILED in verdicts:
         return Verdict.FAILED

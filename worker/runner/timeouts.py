@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds; without limits unless given. The names are those of the settings that they come from."""
+    """In seconds, by default without limit. The fields are named as the settings that they come from."""
 
     arm_seconds: float = math.inf
     stall_seconds: float = math.inf
@@ -18,21 +18,21 @@ UNLIMITED = Timeouts()
 
 
 class Stopwatch:
-    """Runs from when it is made."""
+    """Measures the time since it was made, and since the last step."""
 
-    def __init__(self, limits: Timeouts, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits, self._clock = limits, clock
-        self._begun = self._stepped = clock()
+    def __init__(self, timeouts: Timeouts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeouts, self._clock = timeouts, clock
+        self._started = self._stepped = clock()
 
     def stepped(self) -> None:
-        """There was progress: the start of training, or a step."""
+        """Note that training has started or a step has ended."""
         self._stepped = self._clock()
 
     def exceeded(self) -> str | None:
-        """In words, the limit that has passed, if one has."""
+        """The timeout that has passed, described for an error message. None if none has."""
         moment = self._clock()
-        if moment - self._begun > self._limits.arm_seconds:
-            return f"it took longer than the limit of {self._limits.arm_seconds:g} s (arm_seconds)"
-        if moment - self._stepped > self._limits.stall_seconds:
-            return f"no step for {self._limits.stall_seconds:g} s (stall_seconds)"
+        if moment - self._started > self._timeouts.arm_seconds:
+            return f"it took longer than the limit of {self._timeouts.arm_seconds:g} s (arm_seconds)"
+        if moment - self._stepped > self._timeouts.stall_seconds:
+            return f"no step for {self._timeouts.stall_seconds:g} s (stall_seconds)"
         return None

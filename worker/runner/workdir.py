@@ -1,4 +1,4 @@
-"""The folder of an attempt: gone when the attempt is, also when its worker was killed."""
+"""The folder of an attempt. It is removed when the attempt ends, also when its worker is killed."""
 
 import fcntl
 import os
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PREFIX = "clipwatch-attempt-"
+FOLDER_PREFIX = "clipwatch-attempt-"
 
 
 @contextmanager
 def attempt_folder() -> Iterator[Path]:
-    """A folder for the work of one attempt. First, those are removed that killed workers of this machine left.
+    """A new folder for one attempt. First, folders are removed that killed workers left on this machine.
 
-    A folder belongs to who holds a lock on it, which the system takes from a process that ends in any way.
+    A folder is in use while a process holds a lock on it. The system releases the lock when that process ends.
     """
-    _remove_left_behind(Path(tempfile.gettempdir()))
+    _remove_abandoned(Path(tempfile.gettempdir()))
     folder, lock = _locked_folder()
     try:
         yield folder
@@ -28,8 +28,8 @@ def attempt_folder() -> Iterator[Path]:
 
 def _locked_folder() -> tuple[Path, int]:
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        # Until it is locked it looks left behind, and another worker may remove it.
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        # Until it is locked it looks abandoned, and another worker may remove it.
         lock = _lock(folder)
         if lock is not None and folder.exists():
             return folder, lock
@@ -37,8 +37,8 @@ def _locked_folder() -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_left_behind(root: Path) -> None:
-    for folder in root.glob(f"{PREFIX}*"):
+def _remove_abandoned(root: Path) -> None:
+    for folder in root.glob(f"{FOLDER_PREFIX}*"):
         lock = _lock(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +46,7 @@ def _remove_left_behind(root: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock, or nothing: somebody else holds it, or it is gone, or not ours to open."""
+    """Lock the folder; the descriptor that holds the lock. None if the folder is in use, removed or of another user."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

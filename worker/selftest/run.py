@@ -165,7 +165,7 @@ class SelfTest:
                 if not every:
                     break
             elif result.outcome.verdict is not Verdict.PASSED:
-                others[name] = result.words
+                others[name] = result.summary
         shutil.rmtree(folder, ignore_errors=True)
         return Detection(fault, hits, others, time.perf_counter() - start)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from service.contract import ArmError, ArmSpec, ErrorKind
+from worker import error_files
 from worker.lifetime import die_with_parent
-from worker.training.recorder import CurrentStep, write_error
+from worker.training.recorder import CurrentStep
 from worker.training.trainer import Unsupported
 from worker.training.world import World
 
@@ -31,7 +32,7 @@ def main() -> int:
         train(spec, arguments.out, world, current)
     except Exception as error:
         traceback.print_exc()
-        write_error(arguments.out, rank, _describe(error, rank, current.step))
+        error_files.write(arguments.out, rank, _describe(error, rank, current.step))
         return 1
     try:
         world.leave()

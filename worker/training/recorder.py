@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from service.contract import RECORD_FILE, ArmEnd, ArmError, ArmSpec, ArmStart, StepRecord
+from service.contract import RECORD_FILE, ArmEnd, ArmSpec, ArmStart, StepRecord
 from service.contract.slices import deal
 from worker.source import describe_source, hash_package
 from worker.training.trainer import StepOutcome, Trainer
@@ -104,11 +104,6 @@ class Recorder:
         if self._file is not None:
             self._file.write(line.model_dump_json() + "\n")
             self._file.flush()
-
-
-def write_error(folder: Path, rank: int, error: ArmError) -> None:
-    """Leave `error-rank<N>.json` for the conductor."""
-    (folder / f"error-rank{rank}.json").write_text(error.model_dump_json(), encoding="utf-8")
 
 
 def _mean(values: Tensor) -> float:

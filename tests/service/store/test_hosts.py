@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.contract import ArmError, ArmSpec, ErrorKind, Verdict
+from service.contract import ArmError, ArmSpec, ErrorKind, NodeFailure, Verdict
 from service.store import (
     AgentEnd,
     AgentRepository,
@@ -17,7 +17,6 @@ from service.store import (
     Database,
     Host,
     HostRepository,
-    NodeFailure,
     NoHosts,
 )
 from tests.service.documents import tiny
@@ -221,7 +220,7 @@ def test_agents_stop_on_request_and_say_how_they_ended(database) -> None:
     attempt, nodes = claim(database, "1", 3)
     ids = asked(database, attempt, nodes)
     begun(database, ids[0], hosts["2"])
-    failure = NodeFailure(1.5, ArmError(kind=ErrorKind.CRASH, message="boom", rank=1))
+    failure = NodeFailure(at=1.5, error=ArmError(kind=ErrorKind.CRASH, message="boom", rank=1))
     with database.write() as session:
         agents = AgentRepository(session)
         assert agents.heartbeat(ids[0], hosts["2"], NOON)

@@ -1,4 +1,4 @@
-"""Running comparisons for tests of how arms are run."""
+"""Runs comparisons for tests of the runner."""
 
 import threading
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Conducting with real arms: what is recorded, and how it stops. Under torchrun where its processes matter."""
+"""Comparisons with real arms: what is recorded, and how they stop. Under torchrun where processes matter."""
 
 import math
 import threading
@@ -131,7 +131,9 @@ def test_an_arm_that_cannot_start_is_an_error_in_one_line(database, conductor) -
     assert "\n" not in done.error
 
 
-def test_a_fault_of_the_conductor_is_an_error_and_no_stuck_row(database, conductor, monkeypatch, tmp_path) -> None:
+def test_a_fault_of_the_conductor_is_an_error_and_leaves_no_claimed_row(
+    database, conductor, monkeypatch, tmp_path
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     public_id = queue(database, tiny())
     assert conductor.conduct(public_id) is Verdict.ERROR
@@ -168,30 +170,30 @@ def lose_twice(database: Database, public_id: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_of_what_was_lost_again_and_again_one_is_conducted_at_a_time(database, forking) -> None:
-    """So that what kills its worker does not take another such one with it until both are given up."""
+def test_of_comparisons_that_were_lost_again_and_again_one_runs_at_a_time(database, forking) -> None:
+    """A comparison that kills its worker must not have another such comparison given up with it."""
     first, second = queue(database, tiny(num_samples=LONG)), queue(database, tiny())
     for public_id in (first, second):
         lose_twice(database, public_id)
     fresh = queue(database, tiny())
-    assert forking.waiting() == first
+    assert forking.next_queued() == first
     thread = threading.Thread(target=lambda: forking.conduct(first))
     thread.start()
     try:
         until(lambda: any(arm.step for arm in row(database, first).attempts[-1].arms), 60)
         assert forking.conduct(second) is None
         assert row(database, second).status == Status.QUEUED
-        assert forking.waiting() == fresh
+        assert forking.next_queued() == fresh
         assert forking.conduct(fresh) is Verdict.PASSED
         with database.write() as session:
             ComparisonRepository(session).cancel(first, now(session))
         thread.join(20)
-        assert forking.waiting() == second
+        assert forking.next_queued() == second
         assert forking.conduct(second) is Verdict.PASSED
     finally:
         forking.shut_down()
         thread.join(20)
-    assert forking.waiting() is None
+    assert forking.next_queued() is None
 
 
 def _trains(process: psutil.Process) -> bool:
@@ -237,9 +239,9 @@ def test_shutdown_gives_the_comparison_back(database, conductor, under_way) -> N
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_who_lost_the_lease_stops_and_records_nothing(database, under_way) -> None:
+def test_a_conductor_without_its_lease_stops_and_records_nothing(database, under_way) -> None:
     public_id, thread, verdicts, family = under_way
-    # What the sweeper does to an owner that was silent for too long.
+    # As the sweeper does when an owner has sent no heartbeat for too long.
     with database.write() as session:
         attempts = AttemptRepository(session)
         assert attempts.reclaim(*attempts.held(), now(session), max_attempts=3)
@@ -251,7 +253,7 @@ def test_who_lost_the_lease_stops_and_records_nothing(database, under_way) -> No
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_who_cannot_reach_the_database_for_a_lease_stops(database, settings, tmp_path, under_way) -> None:
+def test_a_conductor_that_cannot_reach_the_database_for_a_lease_stops(database, settings, tmp_path, under_way) -> None:
     _public_id, thread, verdicts, family = under_way
     with database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE attempts RENAME TO hidden")

@@ -1,4 +1,4 @@
-"""A disk that is full while a result is recorded: nothing is lost, and there is a verdict once there is space again."""
+"""A disk that is full while a result is recorded: the verdict is stored when there is space again."""
 
 import subprocess
 import threading
@@ -31,7 +31,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(folder: Path) -> Path:
-    """Writes until nothing more fits; what was written."""
+    """Fill the disk. Returns the file that fills it."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (2**16, 512):

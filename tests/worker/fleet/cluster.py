@@ -1,4 +1,4 @@
-"""A fleet on one machine: hosts in network namespaces, a worker on each, and what they share."""
+"""A fleet on one machine: hosts in network namespaces, a worker on each, and the servers that they share."""
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,8 +31,8 @@ from tests.waiting import until
 READY = "ready."
 
 
-class FleetHouse:
-    """Workers by the number of their host, from 1. `settings` are those that all share.
+class FleetCluster:
+    """Workers by the number of their host, from 1. All of them have `settings`.
 
     `database_url` is where hosts reach the database. `program` is what a worker runs, a module and its arguments;
     `environment` what it has beside, by its number.
@@ -72,7 +72,7 @@ class FleetHouse:
         return any(arm.role == "reference" and arm.step for attempt in attempts[-1:] for arm in attempt.arms)
 
     def finished(self, public_id: str, seconds: float = 240) -> ComparisonRow:
-        """The comparison once it is finished, with sweeps in between as beat does them."""
+        """The comparison when it is finished. Meanwhile this sweeps as beat does."""
         self.sweeps_until(lambda: self.row(public_id).status == "finished", seconds)
         return self.row(public_id)
 
@@ -85,7 +85,7 @@ class FleetHouse:
             return session.query(AgentRow).where(AgentRow.attempt_id.in_(ids)).order_by(AgentRow.id).all()
 
     def reservations(self) -> dict[int, int]:
-        """Of every host that is held, which node it is."""
+        """The node of each host that is reserved, by the number of the host."""
         with self.database.read() as session:
             return {row.host_id: row.node for row in session.query(ReservationRow)}
 
@@ -94,17 +94,17 @@ class FleetHouse:
             return HostRepository(session).all(now(session))
 
     def nodes(self) -> list[int]:
-        """Numbers of the hosts that are held, the head first."""
+        """Numbers of the hosts that are reserved, the head first."""
         held = [sight for sight in self.hosts() if sight.node is not None]
         return [int(sight.host.name[-1]) for sight in sorted(held, key=lambda sight: sight.node or 0)]
 
     def ranks(self) -> list[psutil.Process]:
-        """Everything that trains on any host."""
+        """Every process that trains on any host."""
         family = [process for worker in self.workers if worker.process.poll() is None for process in worker.family()]
         return [process for process in alive(family) if _says(process, "worker.training")]
 
     def start_again(self, number: int) -> None:
-        """Starts the worker of a host whose worker has ended."""
+        """Start the worker of a host whose worker has ended."""
         self.workers[number - 1].output.unlink()
         self.workers[number - 1] = self._started(number)
         self.workers[number - 1].says(READY)
@@ -137,20 +137,20 @@ class FleetHouse:
 
 
 @contextmanager
-def fleet_house(count: int, folder: Path, settings: Settings, **worker: Any) -> Iterator[FleetHouse]:
-    """A fleet of `count` hosts whose workers, as `FleetHouse` runs them, have registered; gone afterwards."""
+def fleet_cluster(count: int, folder: Path, settings: Settings, **worker: Any) -> Iterator[FleetCluster]:
+    """A fleet of `count` hosts whose workers have registered. It is removed afterwards."""
     with namespaces(count) as places, within_reach(settings.database, places, folder) as database_url:
-        house = FleetHouse(folder, settings, places, database_url, **worker)
+        fleet = FleetCluster(folder, settings, places, database_url, **worker)
         try:
-            house.wait_until_ready()
-            yield house
+            fleet.wait_until_ready()
+            yield fleet
         finally:
-            house.close()
+            fleet.close()
 
 
 @contextmanager
 def within_reach(url: str, places: list[Namespace], folder: Path) -> Iterator[str]:
-    """The URL by which hosts reach a database: PostgreSQL over the cable to the servers, SQLite as everybody does."""
+    """The URL by which hosts reach a database: PostgreSQL over the cable to the servers, SQLite as a file."""
     address = make_url(url)
     if address.get_backend_name() == "sqlite":
         yield url
@@ -165,7 +165,7 @@ def within_reach(url: str, places: list[Namespace], folder: Path) -> Iterator[st
 
 
 def fleet_settings(folder: Path, database_url: str, broker_url: str) -> Settings:
-    """Settings that notice within seconds what has gone wrong."""
+    """Settings with which failures are noticed within seconds."""
     return Settings(
         data_dir=folder / "data",
         database_url=database_url,
@@ -179,13 +179,13 @@ def fleet_settings(folder: Path, database_url: str, broker_url: str) -> Settings
 
 
 def over_hosts(nodes: int, **changes: int) -> Comparison:
-    """`flash` in one process against `flash_fsdp` with one process on each of so many hosts."""
+    """`flash` in one process against `flash_fsdp` with one process on each of `nodes` hosts."""
     spread = Arm(mode=Mode.FLASH_FSDP, world_size=nodes, nodes=nodes, device=Device.CPU, kernels=Kernels.TORCH)
     return tiny(reference=Mode.FLASH, **changes).model_copy(update={"candidate": spread})
 
 
 def over_hosts_first(nodes: int, **changes: int) -> Comparison:
-    """The same the other way round: the arm that runs first is the one of several hosts."""
+    """As `over_hosts`, but the arm of several hosts runs first."""
     comparison = over_hosts(nodes, **changes)
     return comparison.model_copy(update={"reference": comparison.candidate, "candidate": comparison.reference})
 

@@ -10,14 +10,14 @@ from service.app import create_app
 from tests.namespaces import missing
 from tests.servers import Postgres
 from tests.worker.checkout.repository import Repository
-from tests.worker.fleet.cluster import FleetHouse, fleet_house, fleet_settings
+from tests.worker.fleet.cluster import FleetCluster, fleet_cluster, fleet_settings
 from tests.worker.opacus_sources import commit_changed_opacus
 
 
 @pytest.fixture(scope="module")
-def api(house: FleetHouse) -> Iterator[TestClient]:
+def api(fleet: FleetCluster) -> Iterator[TestClient]:
     """The API on the same database and broker."""
-    with TestClient(create_app(house.settings)) as client:
+    with TestClient(create_app(fleet.settings)) as client:
         yield client
 
 
@@ -42,20 +42,20 @@ def collective_seconds() -> float:
 
 
 @pytest.fixture(scope="module")
-def house(
+def fleet(
     postgres: Postgres,
     postgres_template: str,
     redis_url: str,
     repository: Repository,
     collective_seconds: float,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[FleetHouse]:
+) -> Iterator[FleetCluster]:
     if reason := missing():
         pytest.skip(reason)
     folder: Path = tmp_path_factory.mktemp("fleet")
     settings = fleet_settings(folder, postgres.create("fleet", postgres_template), redis_url)
     changes = {"opacus_remote": str(repository.folder), "fleet_collective_seconds": collective_seconds}
     settings = settings.model_copy(update=changes)
-    with fleet_house(3, folder, settings) as built:
+    with fleet_cluster(3, folder, settings) as built:
         yield built
     postgres.drop("fleet")

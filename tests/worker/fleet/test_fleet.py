@@ -1,4 +1,4 @@
-"""Arms over several hosts, each a network namespace with a worker of its own. `make fleet-test` has more of it."""
+"""Arms on several hosts, each a network namespace with a worker of its own. `make fleet-test` has more tests."""
 
 import signal
 
@@ -8,25 +8,25 @@ from service.contract import Verdict
 from service.store import AttemptState
 from tests.processes import alive
 from tests.waiting import until
-from tests.worker.fleet.cluster import FleetHouse, over_hosts_first
+from tests.worker.fleet.cluster import FleetCluster, over_hosts_first
 
 
 @pytest.mark.slow
-def test_two_hosts_train_as_one_process_does_and_one_that_dies_in_mid_run_is_replaced(house: FleetHouse) -> None:
-    public_id = house.submit(over_hosts_first(2, num_samples=400))
-    until(lambda: house.training(public_id), 240)
-    _head, other = house.nodes()
-    worker = house.workers[other - 1]
+def test_two_hosts_train_as_one_process_does_and_a_host_that_dies_in_mid_run_is_replaced(fleet: FleetCluster) -> None:
+    public_id = fleet.submit(over_hosts_first(2, num_samples=400))
+    until(lambda: fleet.training(public_id), 240)
+    _head, other = fleet.nodes()
+    worker = fleet.workers[other - 1]
     family = worker.family()
     worker.end(signal.SIGKILL)
-    until(lambda: house.row(public_id).attempts[0].state == AttemptState.EXPIRED, 240)
+    until(lambda: fleet.row(public_id).attempts[0].state == AttemptState.EXPIRED, 240)
     assert alive(family) == []
-    done = house.finished(public_id)
+    done = fleet.finished(public_id)
     first, second = done.attempts
-    assert first.error.startswith(f"reference (flash_fsdp): host host{other} (node 1) was not heard of for 4 s")
+    assert first.error.startswith(f"reference (flash_fsdp): host host{other} (node 1) sent no heartbeat for 4 s")
     assert (done.verdict, second.state) == (Verdict.PASSED, AttemptState.FINISHED), done.error
-    assert house.reservations() == {}
-    assert house.ranks() == []
-    lost, used = house.agents(public_id)
+    assert fleet.reservations() == {}
+    assert fleet.ranks() == []
+    lost, used = fleet.agents(public_id)
     assert (used.state, used.exit_status, used.node) == ("ended", 0, 1)
     assert used.host_id != lost.host_id

@@ -1,4 +1,4 @@
-"""What a host says of itself, and who it is heard of by."""
+"""How a host describes itself, and that it is listed while it is up."""
 
 import json
 import os
@@ -29,27 +29,25 @@ def test_interface_and_address_follow_from_each_other():
 
 
 @pytest.mark.parametrize("given", [{"host_nic": "eth99"}, {"host_address": "192.0.2.7"}])
-def test_an_interface_that_is_not_here_is_one_line_that_names_those_that_are(given):
-    with pytest.raises(
-        HostError, match=r"^no interface that is (eth99|192\.0\.2\.7): set .*; up are .*lo 127\.0\.0\.1"
-    ):
+def test_an_interface_that_is_not_here_is_an_error_that_names_those_that_are(given):
+    with pytest.raises(HostError, match=r"^no interface is (eth99|192\.0\.2\.7): set .*; up are .*lo 127\.0\.0\.1"):
         described(**given)
 
 
 @pytest.mark.parametrize("name", ["two words", "-a", "x" * 64])
-def test_a_name_that_is_no_queue_is_refused(name):
+def test_a_name_that_cannot_name_a_queue_is_refused(name):
     with pytest.raises(ValueError, match="host_name"):
         Settings(host_name=name)
 
 
 @pytest.mark.parametrize("ports", ["29400", "1-2", "30000-29000", "29400-70000"])
 def test_ports_that_are_no_range_are_refused(ports):
-    with pytest.raises(ValueError, match="a range of ports such as 29400-29499"):
+    with pytest.raises(ValueError, match="must be a range of ports from 1024 on, such as 29400-29499"):
         Settings(fleet_ports=ports)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-def test_a_host_is_listed_while_it_is_there_and_ends_when_another_takes_its_name(database, database_url) -> None:
+def test_a_host_is_listed_while_it_is_up_and_ends_when_another_takes_its_name(database, database_url) -> None:
     settings = Settings(database_url=database_url, host_name="a", host_nic="lo", heartbeat_seconds=0.05)
     host, told = describe_host(settings, LocalLauncher(NO_GPU)), threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())

@@ -1,4 +1,4 @@
-"""Who gets which devices, and when."""
+"""Which arm gets which devices, and when."""
 
 import os
 import sys
@@ -11,21 +11,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from service.contract import ArmSpec, Device, Mode
 from tests.worker.workloads import cpu_arm, tiny
 from worker.launch import LocalLauncher
-from worker.launch.devices import Devices, OneAtATime, Pool, Request, cores, default_slots
+from worker.launch.devices import DeviceQueue, HostDevices, OneAtATime, Request, cores, default_slots
 
 
-class PoolMachine(RuleBasedStateMachine):
-    """Any order of asking, giving back and giving up, against a queue in which nobody overtakes."""
+class QueueMachine(RuleBasedStateMachine):
+    """Requests that are made, granted and given up in any order, against a first-in first-out queue."""
 
     @initialize(size=st.integers(1, 6))
     def make(self, size: int) -> None:
-        self.pool = Pool(size, indexed=True)
-        # In the order they came; those that left are gone.
+        self.queue = DeviceQueue(size, indexed=True)
+        # In the order in which they were made, without those that were given up.
         self.asked: list[Request] = []
 
     @rule(share=st.floats(0, 1))
     def ask(self, share: float) -> None:
-        self.asked.append(self.pool.ask(1 + int(share * (self.pool.size - 1))))
+        self.asked.append(self.queue.ask(1 + int(share * (self.queue.size - 1))))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -38,8 +38,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def no_device_has_two_owners_and_none_is_lost(self) -> None:
         held = [device for request in self.asked for device in request.taken or ()]
-        assert len(held) == len(set(held)) == self.pool.in_use
-        assert set(held) <= set(range(self.pool.size))
+        assert len(held) == len(set(held)) == self.queue.in_use
+        assert set(held) <= set(range(self.queue.size))
 
     @invariant()
     def all_or_nothing(self) -> None:
@@ -48,20 +48,20 @@ class PoolMachine(RuleBasedStateMachine):
             assert request.taken is None or len(request.taken) == request.count
 
     @invariant()
-    def nobody_overtakes_and_nothing_that_fits_waits(self) -> None:
+    def requests_are_granted_in_order_and_as_soon_as_they_fit(self) -> None:
         served = [request.taken is not None for request in self.asked]
         waiting = [request for request, done in zip(self.asked, served, strict=True) if not done]
         if waiting:
             first = self.asked.index(waiting[0])
             assert not any(served[first:])
-            assert waiting[0].count > self.pool.size - self.pool.in_use
+            assert waiting[0].count > self.queue.size - self.queue.in_use
 
 
-TestPool = PoolMachine.TestCase
+TestQueue = QueueMachine.TestCase
 
 
-def test_who_waits_is_woken_by_who_gives_back() -> None:
-    pool = Pool(2)
+def test_a_waiting_request_is_granted_when_another_gives_its_devices_back() -> None:
+    pool = DeviceQueue(2)
     first, second = pool.ask(2), pool.ask(1)
     got: list[bool] = []
     thread = threading.Thread(target=lambda: got.append(second.wait(60)))
@@ -73,13 +73,13 @@ def test_who_waits_is_woken_by_who_gives_back() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_what_the_pool_never_has_is_refused(count) -> None:
+def test_a_request_that_can_never_be_granted_is_refused(count) -> None:
     with pytest.raises(ValueError, match=f"{count} devices were asked for, of 2"):
-        Pool(2).ask(count)
+        DeviceQueue(2).ask(count)
 
 
 def test_an_arm_takes_a_slot_for_each_rank_or_a_gpu_by_index() -> None:
-    devices = Devices(slots=3, count_gpus=lambda: 4)
+    devices = HostDevices(slots=3, count_gpus=lambda: 4)
     one, two, five = (devices.ask(cpu_arm(Mode.FLASH_FSDP, ranks)) for ranks in (1, 2, 5))
     assert [request.wait(0) for request in (one, two, five)] == [True, True, False]
     assert (one.devices, five.count) == (None, 3)
@@ -89,8 +89,8 @@ def test_an_arm_takes_a_slot_for_each_rank_or_a_gpu_by_index() -> None:
 
 
 def test_one_at_a_time_whatever_its_ranks() -> None:
-    places = OneAtATime()
-    first, second = (places.ask(cpu_arm(Mode.FLASH_FSDP, ranks)) for ranks in (4, 1))
+    devices = OneAtATime()
+    first, second = (devices.ask(cpu_arm(Mode.FLASH_FSDP, ranks)) for ranks in (4, 1))
     assert (first.wait(0), first.devices, second.wait(0)) == (True, None, False)
 
 
@@ -102,7 +102,7 @@ def test_slots_follow_from_cores_and_comparisons() -> None:
 @pytest.mark.parametrize(
     ("visible", "expected"), [(None, "1,3"), ("4,5,6,7", "5,7"), ("GPU-a, GPU-b,GPU-c,GPU-d", "GPU-b,GPU-d")]
 )
-def test_an_arm_sees_its_gpus_alone_by_the_names_they_have_here(tmp_path, visible, expected) -> None:
+def test_an_arm_sees_only_its_gpus_under_the_names_that_the_worker_has_for_them(tmp_path, visible, expected) -> None:
     program = tmp_path / "program.py"
     program.write_text("import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'))")
     environment = dict(os.environ) | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})

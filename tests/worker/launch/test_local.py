@@ -36,7 +36,7 @@ def test_a_missing_gpu_is_one_line():
     assert LocalLauncher().resolve(Arm(mode=Mode.FLASH)).device is Device.CPU
 
 
-def test_several_nodes_are_not_for_one_host():
+def test_one_host_cannot_run_several_nodes():
     with pytest.raises(LaunchError, match="2 nodes need as many hosts, and this worker has one"):
         LocalLauncher().resolve(Arm(mode=Mode.FLASH_FSDP, nodes=2, device=Device.CPU))
 
@@ -49,7 +49,7 @@ def test_triton_on_the_cpu_is_refused_unless_interpreted():
 
 
 def test_an_arm_sees_no_setting_and_no_secret(tmp_path):
-    """The ranks' real environment, written down by a program started in place of the training."""
+    """A program that is started in place of the training writes down the environment of the ranks."""
     show = "import os, pathlib, sys; pathlib.Path(sys.argv[-1], 'env').write_text(chr(10).join(os.environ))"
     secret = {"CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d", "GITHUB_TOKEN": "t", "AWS_SECRET_ACCESS_KEY": "k"}
     launcher = LocalLauncher({**os.environ, **secret}, program=(sys.executable, "-c", show))
@@ -105,7 +105,7 @@ def test_a_confined_arm_imports_the_library_of_an_editable_install(tmp_path):
 
 
 def test_agent_and_ranks_die_with_the_worker_that_started_them(tmp_path):
-    """Killed past any handler, a worker leaves nothing behind that would hold a GPU."""
+    """A worker that is killed leaves no process behind that would hold a GPU."""
     (tmp_path / "given.json").write_text(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)).model_dump_json())
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     worker = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], env=environment)

@@ -1,4 +1,4 @@
-"""One host's part of an arm of several: where it meets the others, and what it may still not reach."""
+"""One node of an arm of several: where it meets the others, and which ports it cannot reach."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ from service.contract import ArmSpec, Mode
 from tests.waiting import until
 from tests.worker.workloads import cpu_arm, tiny
 from worker.launch import LocalLauncher
-from worker.launch.multinode import resolve_spread
+from worker.launch.multinode import resolve_nodes
 from worker.launch.rendezvous import MultiNode, free_port
 from worker.launch.sandbox import landlock
 
@@ -40,16 +40,16 @@ def listening(port: int = 0) -> socket.socket:
 
 
 @pytest.mark.skipif(landlock.version() < 4, reason="this kernel's Landlock knows no ports: Linux 6.7 does")
-def test_an_arm_of_several_hosts_reaches_ports_that_nobody_chose_and_no_other(tmp_path):
-    """A database, a broker or a shell listens on a port that a person chose."""
+def test_an_arm_of_several_hosts_reaches_ports_that_the_system_chose_and_no_other(tmp_path):
+    """A database, a broker or a shell listens on a port that its operator chose."""
     taken = free_port(PORTS)
     with listening() as ephemeral, listening(taken) as chosen:
         ports = [ephemeral.getsockname()[1], chosen.getsockname()[1]]
         program = tmp_path / "try.py"
         program.write_text(TRY)
         launcher = LocalLauncher(program=(sys.executable, str(program), json.dumps(ports)))
-        meeting = MultiNode("127.0.0.1", free_port(PORTS), "1-candidate", 0, 1, "lo", 30)
-        running = launcher.join(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)), tmp_path, None, meeting)
+        rendezvous = MultiNode("127.0.0.1", free_port(PORTS), "1-candidate", 0, 1, "lo", 30)
+        running = launcher.join(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)), tmp_path, None, rendezvous)
         until(lambda: running.poll() is not None, 60)
     log = (tmp_path / "log.txt").read_text()
     assert running.poll() == 0, log
@@ -68,9 +68,9 @@ def test_a_port_that_something_listens_on_is_not_taken():
     assert free_port(range(port, port + 1)) == port
 
 
-def test_each_node_has_what_one_host_would_run():
+def test_each_node_has_the_ranks_that_one_host_would_run():
     launcher = LocalLauncher()
     arm = cpu_arm(Mode.FLASH_FSDP).model_copy(update={"nodes": 3, "world_size": None})
-    assert resolve_spread(launcher, arm).world_size == 6
-    assert resolve_spread(launcher, arm.model_copy(update={"world_size": 3})).world_size == 3
-    assert resolve_spread(launcher, cpu_arm(Mode.FLASH)).world_size == 1
+    assert resolve_nodes(launcher, arm).world_size == 6
+    assert resolve_nodes(launcher, arm.model_copy(update={"world_size": 3})).world_size == 3
+    assert resolve_nodes(launcher, cpu_arm(Mode.FLASH)).world_size == 1

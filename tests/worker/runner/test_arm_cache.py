@@ -1,4 +1,4 @@
-"""Finished arms are reused by those with the same content and by no others."""
+"""A finished arm is reused for arms with the same content and for no others."""
 
 import gzip
 import shutil
@@ -14,7 +14,7 @@ from tests.worker.conductor.conducting import Counting, compared, conduct
 from tests.worker.workloads import Recording, cpu_arm, tiny
 from worker.checkout import Checkout, Source
 from worker.launch import LocalLauncher
-from worker.launch.devices import Devices
+from worker.launch.devices import HostDevices
 from worker.runner.arm_cache import ArmCache
 from worker.runner.comparison import specs_of
 
@@ -33,15 +33,15 @@ def artifacts(tmp_path) -> ArtifactFolder:
 
 @pytest.fixture
 def run(launcher, artifacts, tmp_path):
-    """Conducts a comparison as attempt `cmp/<n>`; the outcome, which arms ran, and what the observer was told."""
+    """Runs a comparison as attempt `cmp/<n>`. The outcome, the arms that ran, and the observer."""
     numbers = iter(range(1, 100))
 
     def conducted(comparison, **options):
         number = next(numbers)
         launcher.started.clear()
-        kept, observer = ArmCache(artifacts, launcher, f"cmp/{number}"), Recording()
-        options = {"places": Devices(slots=2)} | options
-        outcome = conduct(comparison, tmp_path / str(number), launcher, kept=kept, observer=observer, **options)
+        cache, observer = ArmCache(artifacts, launcher, f"cmp/{number}"), Recording()
+        options = {"device_pool": HostDevices(slots=2)} | options
+        outcome = conduct(comparison, tmp_path / str(number), launcher, cache=cache, observer=observer, **options)
         return outcome, sorted(launcher.started), observer
 
     return conducted
@@ -96,14 +96,14 @@ def test_a_record_that_cannot_be_read_whole_is_run_again(run, tmp_path):
     assert run(compared())[1] == []
 
 
-def test_a_record_found_under_another_key_is_not_believed(run, tmp_path):
+def test_a_record_under_another_key_is_not_used(run, tmp_path):
     run(compared())
     first, second = kept_files(tmp_path)
     first.write_bytes(second.read_bytes())
     assert len(run(compared())[1]) == 1
 
 
-def test_what_an_opacus_holds_counts_and_not_where_it_comes_from(run, tmp_path):
+def test_the_files_of_an_opacus_count_and_not_where_they_come_from(run, tmp_path):
     run(compared())
     folder = tmp_path / "mine"
     shutil.copytree(Path(opacus.__file__).parent, folder / "opacus", ignore=shutil.ignore_patterns("__pycache__"))
@@ -120,7 +120,7 @@ def test_what_an_opacus_holds_counts_and_not_where_it_comes_from(run, tmp_path):
 
 def test_an_arm_that_failed_is_not_kept(run, tmp_path):
     unsupported = compared(candidate=cpu_arm(Mode.FLASH, provider=Provider.NATIVE))
-    outcome, _, _ = run(unsupported, places=None)
+    outcome, _, _ = run(unsupported, device_pool=None)
     assert outcome.verdict is Verdict.UNSUPPORTED
     assert len(kept_files(tmp_path)) == 1
     outcome, ran, _ = run(unsupported)
@@ -130,18 +130,18 @@ def test_an_arm_that_failed_is_not_kept(run, tmp_path):
 def test_records_that_cannot_be_kept_change_no_verdict(launcher, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     artifacts = ArtifactFolder(Settings(data_dir=tmp_path, artifacts_url=str(tmp_path / "file")))
-    kept = ArmCache(artifacts, launcher, "cmp/1")
-    assert conduct(compared(), tmp_path / "run", launcher, kept=kept).verdict is Verdict.PASSED
+    cache = ArmCache(artifacts, launcher, "cmp/1")
+    assert conduct(compared(), tmp_path / "run", launcher, cache=cache).verdict is Verdict.PASSED
 
 
 class TestKey:
-    """What one record is reused for, and what not."""
+    """Which arms have the same key."""
 
     SPEC = specs_of(compared())["reference"]
 
     @pytest.fixture
     def source(self, tmp_path):
-        """Makes a source of the files that are given."""
+        """Make a source of the given files."""
 
         def make(name: str, **files: str) -> Source:
             for file, text in ({"__init__.py": "", "engine.py": "x = 1"} | files).items():
@@ -183,11 +183,11 @@ class TestKey:
         ]
         assert len(set(keys)) == len(keys)
 
-    def test_none_where_files_lead_elsewhere(self, artifacts, source, tmp_path):
+    def test_none_if_a_file_is_a_link(self, artifacts, source, tmp_path):
         made = source("one")
         (tmp_path / "one" / "opacus" / "optimizers").symlink_to(tmp_path)
         assert self.key(artifacts, source=made) is None
 
-    def test_none_where_the_launcher_cannot_say_what_it_runs_on(self, artifacts, launcher):
+    def test_none_if_the_launcher_does_not_know_its_hardware(self, artifacts, launcher):
         faulty = launcher.with_fault("tests.worker.faulty_training:nan_loss")
         assert ArmCache(artifacts, faulty, "cmp/1").key(self.SPEC, None) is None

@@ -1,4 +1,4 @@
-"""`run_comparison`, with and without faults in the arms: under torchrun where its doings matter, else forked."""
+"""`run_comparison`, with and without faults in the arms: under torchrun where processes matter, else forked."""
 
 import threading
 
@@ -38,7 +38,7 @@ def conduct(folder, launcher, observer=None, stop=None, **changes):
 
 
 @pytest.mark.slow
-def test_flash_passes_against_flash_fsdp_and_progress_is_told(tmp_path):
+def test_flash_passes_against_flash_fsdp_and_progress_is_reported(tmp_path):
     observer = Recording()
     outcome = run_comparison(compared(), tmp_path, launcher=LocalLauncher(), observer=observer, stop=threading.Event())
     assert outcome.verdict is Verdict.PASSED
@@ -76,7 +76,7 @@ def test_the_oracle_takes_the_first_steps_and_the_candidate_is_repeated(tmp_path
     ],
     ids=["some steps", "more than there are", "none", "an arm is an oracle", "no privacy", "dropout"],
 )
-def test_an_oracle_runs_where_there_is_something_to_hold_to_it(changes, oracle_steps, expected):
+def test_an_oracle_runs_if_an_arm_can_be_compared_with_it(changes, oracle_steps, expected):
     arms = {"workload": tiny(), "reference": FLASH, "candidate": FLASH_FSDP} | changes
     specs = specs_of(Comparison(**arms, oracle_steps=oracle_steps))
     assert list(specs) == ["reference", "candidate"] + ["oracle"] * (expected is not None)
@@ -144,7 +144,7 @@ def test_an_arm_that_dies_is_an_error_in_one_line(tmp_path, forked, fault, kind,
 
 
 def test_an_opacus_without_the_mode_is_unsupported(tmp_path):
-    """As 1.5.4 is, which has no ghost_fsdp."""
+    """Opacus 1.5.4 has no ghost_fsdp."""
     outcome = conduct(tmp_path, launcher_with_fault("no_ghost_fsdp"), reference=cpu_arm(Mode.GHOST_FSDP, 1))
     assert outcome.verdict is Verdict.UNSUPPORTED
     assert outcome.error.kind is ErrorKind.UNSUPPORTED

@@ -1,4 +1,4 @@
-"""What is read of an arm that writes more than anybody wants to hold, with programs in place of torchrun."""
+"""What is read of an arm that writes more than fits into memory. Other programs take the place of torchrun."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ class Program:
     ) -> "Program":
         with (folder / LOG).open("wb") as log:
             self._process = subprocess.Popen([sys.executable, "-S", "-c", self._text], cwd=folder, stdout=log)
-        # Whatever it writes is there at the first look.
+        # All that it writes is there when it is first read.
         self._process.wait(30)
         return self
 
@@ -44,7 +44,7 @@ class Program:
 
 
 def run(text: str, folder: Path):
-    """The outcome, what was told of it, and the most memory that was taken meanwhile."""
+    """The outcome, the observer, and the most memory that was used meanwhile."""
     observer = Recording()
     spec = ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH))
     tracemalloc.start()
@@ -54,7 +54,7 @@ def run(text: str, folder: Path):
     return outcome, observer, peak
 
 
-def test_of_a_huge_log_head_and_tail_are_kept_and_it_is_never_held_whole(tmp_path) -> None:
+def test_of_a_huge_log_start_and_end_are_kept_and_it_is_never_in_memory_whole(tmp_path) -> None:
     outcome, seen, peak = run(
         "print('the head'); [print('x' * 2**20) for _ in range(64)]; print('exitcode  : -9'); raise SystemExit(1)",
         tmp_path,
@@ -66,7 +66,7 @@ def test_of_a_huge_log_head_and_tail_are_kept_and_it_is_never_held_whole(tmp_pat
     assert peak < 24 * MIB
 
 
-def test_a_record_of_one_endless_line_is_an_error_and_is_never_held_whole(tmp_path, monkeypatch) -> None:
+def test_a_record_of_one_endless_line_is_an_error_and_is_never_in_memory_whole(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(arm_module, "LONGEST_LINE", 4 * MIB)
     outcome, _, peak = run(f"[open({RECORD_FILE!r}, 'a').write('x' * 2**20) for _ in range(64)]", tmp_path)
     assert outcome.error.message == f"the record cannot be read: a line of it is longer than {4 * MIB:,} bytes"

@@ -1,4 +1,4 @@
-"""The judge in its own process: it can be stopped, and what goes wrong in it is told."""
+"""The judge in its own process: it can be stopped, and its errors are reported."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ def servers() -> list[psutil.Process]:
     return [child for child in children if any("forkserver" in word for word in child.cmdline())]
 
 
-def test_it_stops_when_it_is_told_to_and_leaves_no_process(tmp_path) -> None:
+def test_it_stops_on_request_and_leaves_no_process(tmp_path) -> None:
     arm = result().arms["reference"].record
     with pytest.raises(JudgingFailed):  # the server has done its imports after this
         judge_apart(tiny(), {"nobody": ArmRecord()}, None, threading.Event())

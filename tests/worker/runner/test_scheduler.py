@@ -1,4 +1,4 @@
-"""Arms side by side: as many as there are devices for, and none is left when one fails or all are told to stop."""
+"""Arms side by side: as many as there are devices for, and none is left when one fails or all are stopped."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from service.contract import ErrorKind, Mode, Verdict
 from tests.waiting import until
 from tests.worker.conductor.conducting import Counting, compared, conduct
 from tests.worker.workloads import Recording, cpu_arm, tiny
-from worker.launch.devices import Devices, OneAtATime, Request
+from worker.launch.devices import HostDevices, OneAtATime, Request
 from worker.runner import Stopped
 from worker.runner.scheduler import WAITING
 
@@ -28,8 +28,8 @@ def _no_faults(launcher):
     launcher.faults.clear()
 
 
-class MultiNode(Recording):
-    """Lets no arm end before as many have started as are to run side by side."""
+class Gathering(Recording):
+    """Lets no arm end before all arms that should run side by side have started."""
 
     def __init__(self, meeting: threading.Barrier) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class MultiNode(Recording):
         self._meeting.wait(PATIENCE)
 
 
-def all_free(devices: Devices, slots: int) -> bool:
+def all_free(devices: HostDevices, slots: int) -> bool:
     return devices.ask(cpu_arm(Mode.FLASH_FSDP, slots)).wait(0)
 
 
 def test_arms_run_side_by_side_where_there_are_slots(launcher, tmp_path):
-    devices, observer = Devices(slots=3), MultiNode(threading.Barrier(3))
-    outcome = conduct(compared(oracle_steps=1), tmp_path, launcher, places=devices, observer=observer)
+    devices, observer = HostDevices(slots=3), Gathering(threading.Barrier(3))
+    outcome = conduct(compared(oracle_steps=1), tmp_path, launcher, device_pool=devices, observer=observer)
     assert outcome.verdict is Verdict.PASSED, outcome.error
     assert list(outcome.arms) == ["reference", "candidate", "oracle"]
     assert {"2 arms side by side", "3 arms side by side"} <= set(observer.phases)
@@ -55,11 +55,11 @@ def test_arms_run_side_by_side_where_there_are_slots(launcher, tmp_path):
     assert all_free(devices, 3)
 
 
-def test_one_that_does_not_fit_waits_for_those_before_it(launcher, tmp_path):
-    """Two slots: the arms of one rank share them, the one of two ranks comes after them."""
+def test_an_arm_that_needs_more_devices_waits_for_those_before_it(launcher, tmp_path):
+    """Two slots: two arms of one rank share them, and the arm of two ranks runs after both."""
     observer = Recording()
     comparison = compared(candidate=cpu_arm(Mode.GHOST_FSDP, 2), oracle_steps=1)
-    outcome = conduct(comparison, tmp_path, launcher, places=Devices(slots=2), observer=observer)
+    outcome = conduct(comparison, tmp_path, launcher, device_pool=HostDevices(slots=2), observer=observer)
     assert outcome.verdict is Verdict.PASSED, outcome.error
     begun = [role for role, step in observer.steps if step == 0]
     ended = [role for role, step in observer.steps if step == 1]
@@ -68,7 +68,7 @@ def test_one_that_does_not_fit_waits_for_those_before_it(launcher, tmp_path):
 
 
 class Late(OneAtATime):
-    """Who gets its turn learns of it late: when all that wait for one have asked in vain twice more."""
+    """A request sees that it was granted late: after all waiting requests have asked twice more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,20 +91,20 @@ class Late(OneAtATime):
         return request
 
 
-def test_between_two_arms_nobody_is_said_to_wait_nor_to_run_side_by_side(launcher, tmp_path):
+def test_between_two_arms_the_phase_is_neither_waiting_nor_side_by_side(launcher, tmp_path):
     observer = Recording()
-    outcome = conduct(compared(oracle_steps=1), tmp_path, launcher, places=Late(), observer=observer)
+    outcome = conduct(compared(oracle_steps=1), tmp_path, launcher, device_pool=Late(), observer=observer)
     assert outcome.verdict is Verdict.PASSED, outcome.error
     assert observer.phases == ["reference", "candidate", "oracle", "judging"]
 
 
 def test_two_comparisons_run_at_once_on_slots_of_their_own(launcher, tmp_path):
-    devices, meeting = Devices(slots=4), threading.Barrier(4)
+    devices, meeting = HostDevices(slots=4), threading.Barrier(4)
     outcomes = {}
 
     def run(name: str) -> None:
-        observer = MultiNode(meeting)
-        outcomes[name] = conduct(compared(), tmp_path / name, launcher, places=devices, observer=observer)
+        observer = Gathering(meeting)
+        outcomes[name] = conduct(compared(), tmp_path / name, launcher, device_pool=devices, observer=observer)
 
     threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "other")]
     for thread in threads:
@@ -115,11 +115,11 @@ def test_two_comparisons_run_at_once_on_slots_of_their_own(launcher, tmp_path):
     assert all_free(devices, 4)
 
 
-@pytest.mark.parametrize("places", [OneAtATime(), Devices(slots=1)], ids=["one at a time", "one slot"])
-def test_an_arm_that_fails_keeps_those_behind_it_from_starting(launcher, tmp_path, places):
+@pytest.mark.parametrize("device_pool", [OneAtATime(), HostDevices(slots=1)], ids=["one at a time", "one slot"])
+def test_an_arm_that_fails_keeps_those_behind_it_from_starting(launcher, tmp_path, device_pool):
     launcher.faults["reference"] = "raises_on_the_last_rank"
     launcher.started.clear()
-    outcome = conduct(compared(workload=TWO_STEPS), tmp_path, launcher, places=places)
+    outcome = conduct(compared(workload=TWO_STEPS), tmp_path, launcher, device_pool=device_pool)
     assert (outcome.verdict, outcome.error.kind) == (Verdict.ERROR, ErrorKind.CRASH)
     assert launcher.started == {"reference": 1}
     assert list(outcome.arms) == ["reference"]
@@ -127,9 +127,9 @@ def test_an_arm_that_fails_keeps_those_behind_it_from_starting(launcher, tmp_pat
 
 def test_an_arm_that_fails_ends_the_one_beside_it(launcher, tmp_path):
     launcher.faults |= {"reference": "stops_for_ever", "candidate": "raises_on_the_last_rank"}
-    devices = Devices(slots=2)
+    devices = HostDevices(slots=2)
     before = set(psutil.Process().children(recursive=True))
-    outcome = conduct(compared(workload=TWO_STEPS), tmp_path, launcher, places=devices)
+    outcome = conduct(compared(workload=TWO_STEPS), tmp_path, launcher, device_pool=devices)
     assert (outcome.verdict, outcome.error.message) == (Verdict.ERROR, "candidate (hooks): ArithmeticError: a fault")
     assert list(outcome.arms) == ["candidate"]
     assert set(psutil.Process().children(recursive=True)) <= before | templates(launcher)
@@ -140,8 +140,8 @@ def templates(launcher) -> set[psutil.Process]:
     return {child for child in psutil.Process().children() if "worker.launch.fork.server" in child.cmdline()}
 
 
-def test_who_waits_for_devices_says_so_and_is_stopped_within_a_second(launcher, tmp_path):
-    devices, observer, stop = Devices(slots=2), Recording(), threading.Event()
+def test_an_arm_that_waits_for_devices_says_so_and_is_stopped_within_a_second(launcher, tmp_path):
+    devices, observer, stop = HostDevices(slots=2), Recording(), threading.Event()
     taken = devices.ask(cpu_arm(Mode.FLASH))
     launcher.started.clear()
     comparison = compared(cpu_arm(Mode.GHOST_FSDP, 2), cpu_arm(Mode.GHOST_FSDP, 2))
@@ -149,7 +149,7 @@ def test_who_waits_for_devices_says_so_and_is_stopped_within_a_second(launcher, 
 
     def run() -> None:
         try:
-            conduct(comparison, tmp_path, launcher, places=devices, observer=observer, stop=stop)
+            conduct(comparison, tmp_path, launcher, device_pool=devices, observer=observer, stop=stop)
         except Stopped as stopped:
             raised.append(stopped)
 
@@ -168,17 +168,17 @@ def test_who_waits_for_devices_says_so_and_is_stopped_within_a_second(launcher, 
 
 def test_stop_ends_all_that_run_side_by_side(launcher, tmp_path):
     launcher.faults |= dict.fromkeys(("reference", "candidate"), "stops_for_ever")
-    devices, stop, meeting = Devices(slots=2), threading.Event(), threading.Barrier(2, action=lambda: stop.set())
+    devices, stop, meeting = HostDevices(slots=2), threading.Event(), threading.Barrier(2, action=lambda: stop.set())
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(Stopped):
-        conduct(compared(), tmp_path, launcher, places=devices, stop=stop, observer=MultiNode(meeting))
+        conduct(compared(), tmp_path, launcher, device_pool=devices, stop=stop, observer=Gathering(meeting))
     assert set(psutil.Process().children(recursive=True)) <= before | templates(launcher)
     assert all_free(devices, 2)
 
 
 def test_a_launcher_that_cannot_start_an_arm_gives_its_devices_back(launcher, tmp_path):
-    devices = Devices(slots=2)
+    devices = HostDevices(slots=2)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
-        conduct(compared(), tmp_path / "file", launcher, places=devices)
+        conduct(compared(), tmp_path / "file", launcher, device_pool=devices)
     assert all_free(devices, 2)

@@ -1,4 +1,4 @@
-"""Arms that run an Opacus from somewhere else than where this one is installed, under real torchrun."""
+"""Arms with another Opacus than the installed one, under real torchrun."""
 
 import socket
 import threading
@@ -91,7 +91,7 @@ def test_an_arm_that_imported_another_opacus_is_an_error(tmp_path, repository, c
     assert hash_package(INSTALLED_PACKAGE)[:16] in outcome.error.message
 
 
-def test_a_source_that_cannot_be_had_is_an_error_before_any_arm(tmp_path, repository, checkout):
+def test_a_source_that_cannot_be_checked_out_is_an_error_before_any_arm(tmp_path, repository, checkout):
     commit_changed_opacus(repository, {})
     observer = Recording()
     arm = cpu_arm(Mode.HOOKS)

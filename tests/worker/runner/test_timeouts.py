@@ -1,4 +1,4 @@
-"""Timeouts of time: what they measure, and that what passes one is ended and says which."""
+"""Timeouts: what they measure, and that an arm that exceeds one is ended with an error that names it."""
 
 import threading
 
@@ -41,14 +41,14 @@ def test_without_limits_nothing_is_exceeded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "words"),
+    ("timeouts", "words"),
     [
         (Timeouts(stall_seconds=3), "no step for 3 s (stall_seconds)"),
         (Timeouts(arm_seconds=0.5), "it took longer than the limit of 0.5 s (arm_seconds)"),
     ],
     ids=["stalls", "too long"],
 )
-def test_an_arm_that_passes_a_limit_is_ended_and_says_which(tmp_path, limits, words) -> None:
+def test_an_arm_that_exceeds_a_timeout_is_ended_and_names_it(tmp_path, timeouts, words) -> None:
     before = set(psutil.Process().children(recursive=True))
     spec = ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH))
     outcome = run_arm(
@@ -58,7 +58,7 @@ def test_an_arm_that_passes_a_limit_is_ended_and_says_which(tmp_path, limits, wo
         launcher=launcher_with_fault("stops_for_ever"),
         observer=Recording(),
         stop=threading.Event(),
-        limits=limits,
+        timeouts=timeouts,
     )
     assert (outcome.error.kind, outcome.error.message) == (ErrorKind.TIME_LIMIT, words)
     assert set(psutil.Process().children(recursive=True)) <= before

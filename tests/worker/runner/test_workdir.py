@@ -1,10 +1,10 @@
-"""The folder of an attempt goes with the attempt, or with the next one when its worker was killed."""
+"""The folder of an attempt is removed with the attempt, or by the next attempt if its worker was killed."""
 
 import signal
 import subprocess
 import sys
 
-from worker.runner.workdir import PREFIX, attempt_folder
+from worker.runner.workdir import FOLDER_PREFIX, attempt_folder
 
 HOLDER = """
 from worker.runner.workdir import attempt_folder
@@ -15,7 +15,7 @@ with attempt_folder() as folder:
 """
 
 
-def test_one_that_is_in_use_stays_and_one_that_was_left_behind_goes(tmp_path, monkeypatch) -> None:
+def test_a_folder_in_use_stays_and_an_abandoned_one_is_removed(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     command = [sys.executable, "-c", HOLDER]
     with subprocess.Popen(
@@ -27,10 +27,10 @@ def test_one_that_is_in_use_stays_and_one_that_was_left_behind_goes(tmp_path, mo
     ) as holder:
         held = holder.stdout.readline().strip()
         with attempt_folder() as mine:
-            assert {str(path) for path in tmp_path.glob(f"{PREFIX}*")} == {held, str(mine)}
-        assert [str(path) for path in tmp_path.glob(f"{PREFIX}*")] == [held]
+            assert {str(path) for path in tmp_path.glob(f"{FOLDER_PREFIX}*")} == {held, str(mine)}
+        assert [str(path) for path in tmp_path.glob(f"{FOLDER_PREFIX}*")] == [held]
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     with attempt_folder() as mine:
-        assert list(tmp_path.glob(f"{PREFIX}*")) == [mine]
-    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+        assert list(tmp_path.glob(f"{FOLDER_PREFIX}*")) == [mine]
+    assert list(tmp_path.glob(f"{FOLDER_PREFIX}*")) == []

@@ -1,1 +1,1 @@
-"""Arms in containers of a Docker engine."""
+"""Runs each arm in a container of a Docker engine on this host."""

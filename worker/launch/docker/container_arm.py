@@ -1,9 +1,7 @@
-"""An arm in its container: its state, its output, its end."""
+"""An arm in its container: follows its state, copies its output, and ends it."""
 
 import logging
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -15,20 +13,21 @@ from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
 from service.contract import ArmError, ErrorKind
-from worker.launch.docker.engine_client import UNREACHABLE, reason, remove
+from worker import error_files
+from worker.launch.docker.engine_client import UNREACHABLE, describe_error, remove
 from worker.launch.protocol import ResourceLimits
-from worker.launch.sandbox.supervisor import ERROR, in_mib
+from worker.launch.sandbox.supervisor import in_mib
 
 log = logging.getLogger(__name__)
 
-# An engine may be restarted beneath an arm.
-PATIENCE_SECONDS = 30.0
+# How long the engine may not answer: it can be restarted while an arm runs.
+ENGINE_SECONDS = 30.0
 DRAIN_SECONDS = 5.0
-KILLED = 128 + signal.SIGKILL
+KILLED_STATUS = 128 + signal.SIGKILL
 
 
 class DockerArm:
-    """A started container. One thread reads its output, whoever follows the arm asks for its state."""
+    """A started container. A thread copies its output; `poll` asks the engine for its state."""
 
     def __init__(
         self, container: Container, folder: Path, limits: ResourceLimits, output: Iterable[bytes], log_file: BinaryIO
@@ -44,58 +43,56 @@ class DockerArm:
             state = self._state()
             if state is not None and state["Status"] in ("exited", "dead"):
                 self._reader.join(DRAIN_SECONDS)
-                self._status = self._judged(state)
+                self._status = self._exit_status(state)
         return self._status
 
     def stop(self) -> None:
-        """Kills every process in the container and removes it. Harmless when it has gone."""
+        """Kill every process in the container and remove it. Harmless if it has been removed."""
         try:
             remove(self._container)
         except (APIError, *UNREACHABLE) as error:
-            log.error("%s stays behind until this worker has gone: %s", self._container.name, reason(error))
+            log.error(
+                "%s cannot be removed; the next worker of this host removes it: %s",
+                self._container.name,
+                describe_error(error),
+            )
         self._reader.join(DRAIN_SECONDS)
         if self._status is None:
-            self._status = KILLED
+            self._status = KILLED_STATUS
 
     def _state(self) -> dict[str, Any] | None:
-        """What the engine says of the container; nothing while the engine does not answer."""
+        """The state of the container. None if the engine does not answer, or if the container is gone."""
         try:
             self._container.reload()
         except NotFound:
             self._end(ErrorKind.CRASH, "the arm's container was removed while it ran")
             return None
         except (APIError, *UNREACHABLE) as error:
-            if time.monotonic() - self._answered > PATIENCE_SECONDS:
-                waited = f"for {PATIENCE_SECONDS:g} s"
-                self._end(ErrorKind.CRASH, f"the container engine has not answered {waited}: {reason(error)}")
+            if time.monotonic() - self._answered > ENGINE_SECONDS:
+                waited = f"for {ENGINE_SECONDS:g} s"
+                self._end(ErrorKind.CRASH, f"the container engine has not answered {waited}: {describe_error(error)}")
             return None
         self._answered = time.monotonic()
         return dict(self._container.attrs["State"])
 
-    def _judged(self, state: dict[str, Any]) -> int:
+    def _exit_status(self, state: dict[str, Any]) -> int:
         if state["OOMKilled"]:
             allowed = f"than the limit of {in_mib(self._limits.memory)}" if self._limits.memory else "than there is"
-            _write(self._folder, ArmError(kind=ErrorKind.LIMIT, message=f"the arm used more memory {allowed}"))
-            return int(state["ExitCode"]) or KILLED
+            self._write(ErrorKind.LIMIT, f"the arm used more memory {allowed}")
+            return int(state["ExitCode"]) or KILLED_STATUS
         return int(state["ExitCode"])
 
     def _end(self, kind: ErrorKind, message: str) -> None:
-        _write(self._folder, ArmError(kind=kind, message=message))
-        self._status = KILLED
+        self._write(kind, message)
+        self._status = KILLED_STATUS
+
+    def _write(self, kind: ErrorKind, message: str) -> None:
+        error_files.write(self._folder, error_files.SUPERVISOR, ArmError(kind=kind, message=message))
 
 
 def _copy(output: Iterable[bytes], file: BinaryIO, most: int) -> None:
-    """Writes an arm's output, `most` bytes of it: the file is counted as the arm's, unless the arm has unlinked it."""
+    """Write at most `most` bytes of an arm's output: the disk limit does not count a file that the arm has unlinked."""
     with file, suppress(*UNREACHABLE):
         for chunk in output:
             file.write(chunk[: max(0, most - file.tell())])
             file.flush()
-
-
-def _write(folder: Path, error: ArmError) -> None:
-    """Says beside the ranks' own errors what happened, through no link that was left in the place of the file."""
-    with suppress(OSError):
-        descriptor, temporary = tempfile.mkstemp(dir=folder)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(error.model_dump_json())
-        os.replace(temporary, folder / ERROR)

@@ -1,4 +1,4 @@
-"""The container engine: reached, asked for an image, and its complaints in words."""
+"""Connects to the container engine, finds images, and makes one-line messages of its errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,27 +12,27 @@ from urllib3.exceptions import HTTPError
 
 from worker.launch.protocol import LaunchError
 
-# Cancel waits for no longer than this on an engine that does not answer, a pull for as long as something comes.
+# Timeouts of one request. A cancel waits no longer than the first; a pull waits the second for each next part.
 ANSWER_SECONDS, PULL_SECONDS = 10, 120
 
-# When the engine could not be asked, in distinction to what it answers. The client's own errors are OSErrors too.
+# Raised when the engine does not answer. An APIError is an answer, although it is an OSError too.
 UNREACHABLE = (OSError, HTTPError)
 
 
 def connect(url: str = "") -> DockerClient:
-    """A client of the engine at `url`, or where DOCKER_HOST says.
+    """A client of the engine at `url`, by default at DOCKER_HOST or the usual socket.
 
     Raises:
-        LaunchError: it does not answer.
+        LaunchError: the engine does not answer.
     """
     return _client(url, ANSWER_SECONDS)
 
 
 def find_image(url: str, name: str) -> Image:
-    """The image that the engine has under this name, pulled if it has none.
+    """The image of that name. It is pulled if the engine does not have it.
 
     Raises:
-        LaunchError: it is not there and cannot be pulled.
+        LaunchError: the engine does not have the image and cannot pull it.
     """
     client = _client(url, PULL_SECONDS)
     try:
@@ -40,19 +40,33 @@ def find_image(url: str, name: str) -> Image:
     except ImageNotFound:
         pass
     try:
-        # Without a tag or digest the engine would send all tags.
-        return client.images.pull(name) if "@" in name else client.images.pull(*_named(name))
+        # Without a tag or digest the engine would pull all tags.
+        return client.images.pull(name) if "@" in name else client.images.pull(*_repository_and_tag(name))
     except (APIError, *UNREACHABLE) as error:
         raise LaunchError(
-            f"the image {name} is not on this host and cannot be pulled ({reason(error)}): build it, or set "
+            f"the image {name} is not on this host and cannot be pulled ({describe_error(error)}): build it, or set "
             "container_image (CLIPWATCH_CONTAINER_IMAGE)"
         ) from error
     finally:
         client.close()
 
 
+def describe_engine(url: str, image: str) -> str:
+    """The version of the engine and the id of the image, in one line.
+
+    Raises:
+        LaunchError: the engine does not answer, or does not have the image and cannot pull it.
+    """
+    client = connect(url)
+    try:
+        found = find_image(url, image)
+        return f"engine {client.version()['Version']}, image {image} ({found.short_id})"
+    finally:
+        client.close()
+
+
 def remove(container: Container) -> None:
-    """Kills what runs in a container and removes it; harmless when it has gone, or somebody else is removing it."""
+    """Kill what runs in a container and remove it. Harmless if it has been removed or is being removed."""
     try:
         container.remove(force=True)
     except APIError as error:
@@ -61,18 +75,18 @@ def remove(container: Container) -> None:
 
 
 @contextmanager
-def in_words(what: str) -> Iterator[None]:
-    """Makes a `LaunchError` that begins with `what` of whatever the engine says no to."""
+def explained(problem: str) -> Iterator[None]:
+    """Turns an error of the engine into a `LaunchError` whose message begins with `problem`."""
     try:
         yield
     except (DockerException, *UNREACHABLE) as error:
-        raise LaunchError(f"{what}: {reason(error)}") from error
+        raise LaunchError(f"{problem}: {describe_error(error)}") from error
 
 
-def reason(error: Exception) -> str:
-    """One line of what an engine, a registry or a socket complains of, with what to do where that is known."""
-    said = error.explanation if isinstance(error, APIError) and error.explanation else error
-    text = " ".join(str(said).split())
+def describe_error(error: Exception) -> str:
+    """The message of an error in one line, with advice where the remedy is known."""
+    message = error.explanation if isinstance(error, APIError) and error.explanation else error
+    text = " ".join(str(message).split())
     if "could not select device driver" in text:
         return f"{text}; install NVIDIA's container toolkit on this host"
     return text
@@ -86,12 +100,12 @@ def _client(url: str, seconds: int) -> DockerClient:
     except (DockerException, *UNREACHABLE) as error:
         where = url or "of this host"
         raise LaunchError(
-            f"the container engine {where} does not answer ({reason(error)}): start it, let this user use it, or set "
-            "container_engine (CLIPWATCH_CONTAINER_ENGINE)"
+            f"the container engine {where} does not answer ({describe_error(error)}): start it, let this user use "
+            "it, or set container_engine (CLIPWATCH_CONTAINER_ENGINE)"
         ) from error
 
 
-def _named(name: str) -> tuple[str, str]:
-    """Repository and tag; a colon before a slash belongs to a registry's port."""
+def _repository_and_tag(name: str) -> tuple[str, str]:
+    """The repository and the tag of an image. A colon before a slash is that of a registry's port, not of a tag."""
     repository, colon, tag = name.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (name, "latest")

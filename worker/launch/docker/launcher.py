@@ -14,37 +14,38 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from service.contract import Arm, ArmSpec, Device
+from worker.launch.devices import gpu_names
 from worker.launch.docker.container_arm import DockerArm
-from worker.launch.docker.engine_client import connect, find_image, in_words, remove
+from worker.launch.docker.engine_client import connect, explained, find_image, remove
 from worker.launch.docker.owner_lock import OwnerLock, is_alive
-from worker.launch.protocol import LOG, Isolation, ResourceLimits, RunningArm
+from worker.launch.environment import scrub, tune
+from worker.launch.protocol import ARM_MOUNT, LOG, SOURCE_MOUNT, Isolation, ResourceLimits, RunningArm
+from worker.launch.resolve import resolve_on_host
 from worker.launch.sandbox.confine import CONTAINER, SandboxPlan, private_folders
-from worker.launch.torchrun import gpus_for, resolved, scrubbed, torchrun_options, tuned, write_spec
+from worker.launch.torchrun import torchrun_options, training_program, write_spec
 
 log = logging.getLogger(__name__)
 
 LABEL = "clipwatch"
-# Where an arm sees its folder and its Opacus.
-ARM, SOURCE = Path("/arm"), Path("/opacus")
-# Who runs an arm where the worker is root: nobody that the host knows, as in the image.
-STRANGER = 10001
-# NCCL and the loader share memory here. Both count as the arm's memory.
+# The user who runs an arm if the worker is root: that of the image, which the host does not know.
+UNPRIVILEGED_USER = 10001
+# Bytes of /dev/shm, which NCCL and the loader use, and of /tmp. Both count as the arm's memory.
 SHARED_MEMORY, TEMPORARY = 8 * 2**30, 2**30
 
 
 class DockerLauncher:
     """One container for each arm: no network, a root file system that is read-only, no capability, not root.
 
-    An arm can write to its own folder and to nothing else that outlives it. The engine must see the worker's folders
-    under the names that the worker has for them. Arms that a dead worker of this host has left are ended whenever a
-    launcher is made or starts an arm.
+    The only files of an arm that outlive it are those in its folder. The engine must see the worker's folders under the
+    same paths as the worker. Arms that an ended worker of this host has left behind are ended whenever a launcher is
+    made or starts an arm.
     """
 
     def __init__(
         self,
         image: str,
         environment: Mapping[str, str] = os.environ,
-        program: Sequence[str] = ("python3", "-u", "-m", "worker.training"),
+        program: Sequence[str] = training_program("python3"),
         limits: ResourceLimits = ResourceLimits(),  # noqa: B008, frozen
         engine: str = "",
         root: Path | None = None,
@@ -52,17 +53,17 @@ class DockerLauncher:
     ):
         """
         Args:
-            image: what is in the container, of the same release as this worker. It is looked up once: a tag that is
-                moved later changes no arm of this launcher.
-            environment: what arms are started from, scrubbed; nothing of it that names a place.
-            program: what every rank runs in the container; it is given `--spec FILE --out FOLDER`.
-            limits: what an arm may use.
-            engine: its URL; without one DOCKER_HOST or the usual socket.
-            threads: CPU threads of each rank, as of `LocalLauncher`.
-            root: a folder that workers of this engine have in common; without one that for temporary files.
+            image: of the containers, of the same release as this worker. It is looked up once: moving the tag later
+                changes no arm of this launcher.
+            environment: arms get the variables of it that `scrub` lets through, without those that name places.
+            program: what every rank runs in the container, with the arguments `--spec FILE --out FOLDER`.
+            limits: the resources that an arm may use.
+            engine: the engine's URL; by default DOCKER_HOST or the usual socket.
+            root: a folder that all workers of this engine share; by default that for temporary files.
+            threads: the most CPU threads of a rank, as for `LocalLauncher`.
 
         Raises:
-            LaunchError: the engine does not answer, or has no such image and cannot get it.
+            LaunchError: the engine does not answer, or does not have the image and cannot pull it.
         """
         self._environment, self._program = environment, program
         self._limits, self._threads = limits, threads
@@ -76,44 +77,44 @@ class DockerLauncher:
         self._sweep()
 
     def close(self) -> None:
-        """Give up what is still running: the next launcher ends it."""
+        """Give up all arms. The next launcher on this host ends those that still run."""
         self._owner.close()
         self._client.close()
 
     def resolve(self, arm: Arm) -> Arm:
-        return resolved(arm, gpus_for(arm), self._environment.get("TRITON_INTERPRET") == "1")
+        return resolve_on_host(arm, self._environment)
 
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
     ) -> RunningArm:
-        """As the protocol says.
+        """Start the arm as `Launcher.start` describes.
 
         Raises:
-            LaunchError: the engine does not answer, or cannot make such a container.
+            LaunchError: the engine does not answer, or cannot make the container.
         """
         self._sweep()
         folder = folder.resolve()
         ranks = write_spec(spec, folder)
-        places = {name: str(ARM / Path(path).name) for name, path in private_folders(folder).items()}
+        private = {name: str(ARM_MOUNT / Path(path).name) for name, path in private_folders(folder).items()}
         user = _hand_over(folder)
         plan = SandboxPlan(
             Isolation.REQUIRED.value, asdict(self._limits), gpu=spec.arm.device is Device.CUDA, around=list(CONTAINER)
         )
         command = ["python3", "-m", "worker.launch.sandbox.supervisor", json.dumps(asdict(plan))]
-        command += torchrun_options(ranks, self._program, ARM)
+        command += torchrun_options(ranks, self._program, ARM_MOUNT)
         gpus = self._gpus(devices) if spec.arm.device is Device.CUDA else []
-        with in_words("the container engine cannot start the arm"):
+        with explained("the container engine cannot start the arm"):
             container = self._create(
                 folder,
                 command=command,
-                environment=self._arm_environment(spec.arm, source, places),
+                environment=self._arm_environment(spec.arm, source, private),
                 mounts=self._mounts(folder, source),
                 device_requests=gpus,
                 user=user,
             )
             try:
                 output = container.attach(stdout=True, stderr=True, stream=True, logs=False)
-                # Opened before the arm runs: later the name may lead elsewhere.
+                # Opened before the arm runs: later the arm may have put a link there.
                 file = (folder / LOG).open("wb")
                 container.start()
             except BaseException:
@@ -122,21 +123,27 @@ class DockerLauncher:
         return DockerArm(container, folder, self._limits, output, file)
 
     def _create(self, folder: Path, **given: Any) -> Container:
-        """A container that is named after the arm's folder, in place of one that was made for it already."""
+        """A container that is named after the arm's folder. An earlier one of the same arm is removed."""
         name = f"{folder.parent.name}-{folder.name}"
         arm = {f"{LABEL}.attempt": folder.parent.name, f"{LABEL}.role": folder.name}
-        for earlier in self._mine(arm):
+        for earlier in self._find(arm):
             remove(earlier)
         labels = arm | {f"{LABEL}.root": str(self._root), f"{LABEL}.owner": self._owner.name}
         return self._client.containers.create(
-            self._image, name=name, labels=labels, entrypoint=[], working_dir=str(ARM), **given, **self._confinement()
+            self._image,
+            name=name,
+            labels=labels,
+            entrypoint=[],
+            working_dir=str(ARM_MOUNT),
+            **given,
+            **self._confinement(),
         )
 
     def _confinement(self) -> dict[str, Any]:
         limits = self._limits
         memory = {"mem_limit": limits.memory, "memswap_limit": limits.memory} if limits.memory else {}
         return {
-            # The agent is the first process: no other can kill it, and it reaps.
+            # The supervisor is process 1: no other process can kill it, and it reaps all others.
             "init": False,
             "network_mode": "none",
             "read_only": True,
@@ -146,52 +153,54 @@ class DockerLauncher:
             "tmpfs": {"/tmp": f"size={min(TEMPORARY, limits.disk)},mode=1777"},
             "shm_size": SHARED_MEMORY,
             "ulimits": [Ulimit(name="core", soft=0, hard=0)],
-            # Its output is streamed: what the engine kept of it would be one more thing to fill the disk with.
+            # The output is streamed. A copy kept by the engine could fill the disk of the host.
             "log_config": LogConfig(type=LogConfig.types.NONE),
             **memory,
         }
 
     def _mounts(self, folder: Path, source: Path | None) -> list[Mount]:
-        # A bind mount of this type fails where the engine does not see the folder, instead of making an empty one.
-        mounts = [Mount(target=str(ARM), source=str(folder), type="bind")]
+        # If the engine does not see the folder, this type of bind mount fails. Others would make an empty folder.
+        mounts = [Mount(target=str(ARM_MOUNT), source=str(folder), type="bind")]
         if source:
-            mounts.append(Mount(target=str(SOURCE), source=str(source.resolve()), type="bind", read_only=True))
-        # Where an image has a volume, the engine would make one that can be written to without a limit.
+            mounts.append(Mount(target=str(SOURCE_MOUNT), source=str(source.resolve()), type="bind", read_only=True))
+        # For a volume that the image declares, the engine would make one that an arm could fill without limit.
         return mounts + [Mount(target=path, source=None, type="tmpfs", read_only=True) for path in self._image_volumes]
 
-    def _arm_environment(self, arm: Arm, source: Path | None, places: Mapping[str, str]) -> list[str]:
-        """NAME=VALUE, and NAME alone for what the image sets and the arm may not have."""
-        wanted = scrubbed(self._image_environment) | scrubbed(self._environment, places=False)
-        wanted = tuned(wanted, arm, threads=self._threads) | dict(places) | {"TRITON_CACHE_DIR": str(ARM / "triton")}
-        # Engines whose default runtime is NVIDIA's give every GPU to a container that does not refuse.
+    def _arm_environment(self, arm: Arm, source: Path | None, private: Mapping[str, str]) -> list[str]:
+        """NAME=VALUE for each variable, and NAME alone to remove a variable that the image sets."""
+        wanted = scrub(self._image_environment) | scrub(self._environment, places=False)
+        wanted = (
+            tune(wanted, arm, threads=self._threads) | dict(private) | {"TRITON_CACHE_DIR": str(ARM_MOUNT / "triton")}
+        )
+        # An engine whose default runtime is NVIDIA's gives every GPU to a container that does not set this.
         wanted["NVIDIA_VISIBLE_DEVICES"] = "void"
         if arm.device is Device.CUDA:
             del wanted["NVIDIA_VISIBLE_DEVICES"]
         if source:
-            wanted["PYTHONPATH"] = str(SOURCE)
+            wanted["PYTHONPATH"] = str(SOURCE_MOUNT)
         dropped = set(self._image_environment) - set(wanted)
         return [f"{name}={value}" for name, value in wanted.items()] + sorted(dropped)
 
     def _gpus(self, devices: Sequence[int] | None) -> list[DeviceRequest]:
-        """The GPUs of these indices among those that this worker sees; without indices all of them."""
+        """Request the GPUs of these indices among those that this worker sees, or all of them."""
         capabilities = [["gpu", "compute", "utility"]]
         listed = self._environment.get("CUDA_VISIBLE_DEVICES")
-        chosen = listed.split(",") if listed else None
         if devices is not None:
-            chosen = [chosen[index] if chosen else str(index) for index in devices]
-        which = {"count": -1} if chosen is None else {"device_ids": chosen}
+            which: dict[str, Any] = {"device_ids": gpu_names(devices, self._environment)}
+        else:
+            which = {"device_ids": listed.split(",")} if listed else {"count": -1}
         return [DeviceRequest(driver="nvidia", capabilities=capabilities, **which)]
 
     def _sweep(self) -> None:
-        """Ends the arms of workers that have gone."""
-        with in_words("the container engine does not list or end what was left behind"):
-            for container in self._mine():
+        """End the arms of workers that have ended."""
+        with explained("the container engine cannot list or end the arms of earlier workers"):
+            for container in self._find():
                 if not is_alive(self._root, container.labels[f"{LABEL}.owner"]):
-                    log.warning("ending %s, left behind by a worker that has gone", container.name)
+                    log.warning("ending %s: its worker has ended", container.name)
                     remove(container)
 
-    def _mine(self, labels: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
-        """The containers with these labels of all workers that share this one's root."""
+    def _find(self, labels: Mapping[str, str] = MappingProxyType({})) -> list[Container]:
+        """The containers with these labels, of all workers that share this root folder."""
         wanted = {f"{LABEL}.root": str(self._root)} | dict(labels)
         found: list[Container] = self._client.containers.list(
             all=True, filters={"label": [f"{name}={value}" for name, value in wanted.items()]}, ignore_removed=True
@@ -200,9 +209,9 @@ class DockerLauncher:
 
 
 def _hand_over(folder: Path) -> str:
-    """Makes the arm's folder that of the user who runs it; that user, for the engine."""
+    """Give the arm's folder to the user who runs the arm. Returns that user as the engine wants it."""
     if os.getuid() != 0:
         return f"{os.getuid()}:{os.getgid()}"
     for path in (folder, *folder.iterdir()):
-        os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
-    return f"{STRANGER}:{STRANGER}"
+        os.chown(path, UNPRIVILEGED_USER, UNPRIVILEGED_USER, follow_symlinks=False)
+    return f"{UNPRIVILEGED_USER}:{UNPRIVILEGED_USER}"

@@ -1,18 +1,18 @@
-"""Says of a launcher whether its worker still is_alive, to all workers of the host."""
+"""Shows all workers of a host whether the worker of a launcher still runs."""
 
 import fcntl
 import os
 import tempfile
 from pathlib import Path
 
-PREFIX = "clipwatch-worker-"
+LOCK_PREFIX = "clipwatch-worker-"
 
 
 class OwnerLock:
-    """A locked file. The system takes the lock from a process that ends in any way, and no process number is reused."""
+    """A locked file. The system releases the lock when its process ends. A process number could be reused."""
 
     def __init__(self, root: Path):
-        self._lock, path = tempfile.mkstemp(prefix=PREFIX, dir=root)
+        self._lock, path = tempfile.mkstemp(prefix=LOCK_PREFIX, dir=root)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._path = Path(path)
 
@@ -21,13 +21,13 @@ class OwnerLock:
         return self._path.name
 
     def close(self) -> None:
-        """What was owned is nobody's from now on."""
+        """From now on the owner counts as ended."""
         self._path.unlink(missing_ok=True)
         os.close(self._lock)
 
 
 def is_alive(root: Path, name: str) -> bool:
-    """Whether the owner of that name still runs. Who belongs to another user is taken to."""
+    """Whether the owner of that name still runs. An owner whose file cannot be read counts as alive."""
     try:
         descriptor = os.open(root / name, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Arms forked from a server that has torch imported already."""
+"""Runs arms by forking a process that has imported torch already."""

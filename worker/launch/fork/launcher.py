@@ -1,11 +1,9 @@
-"""Runs arms by forking a process that has imported torch already: an arm starts in a second instead of five."""
+"""Runs arms by forking a process that has imported torch already. An arm starts in one second instead of five."""
 
 import itertools
 import json
 import os
-import random
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -17,35 +15,38 @@ import psutil
 
 from service.contract import Arm, ArmSpec, Mode
 from worker.launch.local import GRACE_SECONDS, LocalLauncher
-from worker.launch.protocol import LOG, SPEC
+from worker.launch.processes import descendants, kill
+from worker.launch.protocol import LOG
 from worker.launch.provenance import Provenance
+from worker.launch.rendezvous import free_port
+from worker.launch.torchrun import write_spec
 
-# Below the ports that Linux hands out by itself, so that nothing takes one between our look and the arm's use of it.
-PORTS = (10_000, 30_000)
+# Below the ports that Linux chooses by itself, so that no other program takes a port before the arm uses it.
+PORTS = range(10_000, 30_000)
 SIGKILLED = -9
 
 
 class ForkLauncher(LocalLauncher):
-    """A launcher for suites, selftest, soak and tests, on one host; the service's is `LocalLauncher`.
+    """A launcher for suites, selftest, soak and tests, without confinement. The service uses `LocalLauncher`.
 
-    Arms of one Opacus are forked from one template process. Close it when done (it is a context manager); what still
-    runs then is ended.
+    Arms with the same Opacus are forked from the same fork server. The launcher is a context manager; closing it ends
+    the arms that still run.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ, fault: str | None = None):
         """
         Args:
-            environment: what arms are started from, scrubbed.
+            environment: arms get the variables of it that `scrub` lets through.
             fault: "module:function", called in every rank of every arm before it trains. It patches the code under
-                test, so it never reaches the oracle.
+                test, so it is not called in the oracle.
         """
         super().__init__(environment)
         self._fault = fault
-        self._templates: dict[Path | None, Template] = {}
+        self._servers: dict[Path | None, ForkServer] = {}
         self._lock = threading.Lock()
 
     def with_fault(self, fault: str | None) -> "ForkLauncher":
-        """A launcher with another fault that shares this one's templates; only the first needs to be closed."""
+        """A launcher with another fault that shares the fork servers of this one. Only this one needs to be closed."""
         other = ForkLauncher.__new__(ForkLauncher)
         other.__dict__.update(self.__dict__, _fault=fault)
         return other
@@ -56,29 +57,30 @@ class ForkLauncher(LocalLauncher):
     def start(
         self, spec: ArmSpec, folder: Path, source: Path | None = None, devices: Sequence[int] | None = None
     ) -> "ForkedArm":
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+        ranks = write_spec(spec, folder)
         (folder / LOG).touch()
-        assert spec.arm.world_size is not None, "the arm must be resolved"
-        return self._template(source).start(
+        port = free_port(PORTS, "127.0.0.1")
+        assert port is not None, "every port is taken"
+        return self._server(source).start(
             folder=str(folder.resolve()),
-            ranks=spec.arm.world_size,
-            port=free_port(),
-            environment=self._scrubbed(spec.arm, source, devices),
+            ranks=ranks,
+            port=port,
+            environment=self._arm_environment(spec.arm, source, devices),
             fault=None if spec.arm.mode is Mode.ORACLE else self._fault,
         )
 
     def close(self) -> None:
-        """End the templates and every arm. Harmless when closed or never started."""
+        """End the fork servers and every arm. Harmless if this was done already."""
         with self._lock:
-            for template in self._templates.values():
-                template.close()
+            for server in self._servers.values():
+                server.close()
 
-    def _template(self, source: Path | None) -> "Template":
+    def _server(self, source: Path | None) -> "ForkServer":
         with self._lock:
-            if source not in self._templates:
-                self._templates[source] = Template(self._scrubbed(Arm(mode=Mode.NONE, world_size=1), source))
-            return self._templates[source]
+            if source not in self._servers:
+                environment = self._arm_environment(Arm(mode=Mode.NONE, world_size=1), source)
+                self._servers[source] = ForkServer(environment)
+            return self._servers[source]
 
     def __enter__(self) -> "ForkLauncher":
         return self
@@ -87,17 +89,17 @@ class ForkLauncher(LocalLauncher):
         self.close()
 
 
-class Template:
-    """The template process, started with its first arm. Safe to use from several threads."""
+class ForkServer:
+    """The process that arms are forked from. It is started with its first arm. Safe to use from several threads."""
 
     def __init__(self, environment: dict[str, str]):
-        # Asking how many GPUs there are must not initialise CUDA: no fork survives that.
+        # Counting the GPUs must not initialise CUDA: a process that has initialised it cannot be forked.
         self._environment = environment | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._rest = b""
-        self._gone = False
+        self._ended = False
         self._pids: dict[int, int] = {}
         self._statuses: dict[int, int] = {}
 
@@ -118,47 +120,44 @@ class Template:
         return ForkedArm(self, number)
 
     def pid(self, number: int) -> int | None:
-        """The process id of an arm's agent, waiting until it is known; nothing when the template went before that."""
+        """The process id of an arm, when it is known. None if the fork server ended before that."""
         with self._lock:
-            while number not in self._pids and not self._gone:
-                self._listen(wait=True)
+            while number not in self._pids and not self._ended:
+                self._read_answers(wait=True)
             return self._pids.get(number)
 
     def status(self, number: int) -> int | None:
         with self._lock:
-            self._listen(wait=False)
-            return self._statuses.get(number, SIGKILLED if self._gone else None)
+            self._read_answers(wait=False)
+            return self._statuses.get(number, SIGKILLED if self._ended else None)
 
     def wait(self, number: int) -> None:
         """Return when the arm has ended."""
         with self._lock:
-            while number not in self._statuses and not self._gone:
-                self._listen(wait=True)
+            while number not in self._statuses and not self._ended:
+                self._read_answers(wait=True)
 
     def close(self) -> None:
         with self._lock:
             if self._process is None:
                 return
-            try:
-                family = psutil.Process(self._process.pid).children(recursive=True)
-            except psutil.NoSuchProcess:
-                family = []
+            family = descendants(self._process.pid)
             self._process.kill()
             self._process.communicate()
-            self._process, self._gone = None, True
+            self._process, self._ended = None, True
             psutil.wait_procs(family, timeout=GRACE_SECONDS)
 
-    def _listen(self, wait: bool) -> None:
-        """Take in what the template has said since the last look, waiting for the first word if asked to."""
-        if self._process is None or self._gone:
+    def _read_answers(self, wait: bool) -> None:
+        """Read the answers that have come since the last time. With `wait`, wait for the first of them."""
+        if self._process is None or self._ended:
             return
         assert self._process.stdout is not None
-        said = self._process.stdout.fileno()
-        while select.select([said], [], [], None if wait else 0)[0]:
+        answers = self._process.stdout.fileno()
+        while select.select([answers], [], [], None if wait else 0)[0]:
             wait = False
-            data = os.read(said, 65536)
+            data = os.read(answers, 65536)
             if not data:
-                self._gone = True
+                self._ended = True
                 return
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
@@ -168,39 +167,22 @@ class Template:
 
 
 class ForkedArm:
-    """An agent that was forked from the template, and the ranks it forked."""
+    """A process that was forked from the fork server and that forks the ranks of an arm."""
 
-    def __init__(self, template: Template, number: int):
-        self._template, self._number = template, number
+    def __init__(self, server: ForkServer, number: int):
+        self._server, self._number = server, number
 
     def poll(self) -> int | None:
-        return self._template.status(self._number)
+        return self._server.status(self._number)
 
     def stop(self) -> None:
-        pid = self._template.pid(self._number)
+        pid = self._server.pid(self._number)
         if pid is None or self.poll() is not None:
             return
         try:
-            agent = psutil.Process(pid)
-            family = [*agent.children(recursive=True), agent]
+            family = [*descendants(pid), psutil.Process(pid)]
         except psutil.NoSuchProcess:
             return
-        for process in family:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        kill(family)
         psutil.wait_procs(family, timeout=GRACE_SECONDS)
-        self._template.wait(self._number)
-
-
-def free_port() -> int:
-    """A port of this host that nothing listens on."""
-    while True:
-        port = random.randrange(*PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        self._server.wait(self._number)

@@ -1,9 +1,10 @@
-"""The process that `ForkLauncher` forks arms from: it has imported what they need and nothing more.
+"""The fork server: the process that `ForkLauncher` forks arms from, after it has imported what they need.
 
-`python -m worker.launch.fork.server` reads one JSON document a line from standard input, `{"id", "spec", "folder",
-"ranks", "port", "environment", "fault"}`, and writes `{"id", "pid"}` when the arm has been forked and `{"id",
-"status"}` when it has ended. It goes when standard input closes, and its arms with it. It runs no thread and touches
-no GPU: neither would survive a fork.
+`python -m worker.launch.fork.server` reads one JSON document a line from standard input, `{"id", "folder", "ranks",
+"port", "environment", "fault"}`. It writes `{"id", "pid"}` when the arm has been forked and `{"id", "status"}` when the
+arm has ended. It ends with its arms when standard input closes. It starts no thread and uses no GPU, because neither
+survives a fork. multiprocessing's fork server is no alternative: a process has only one, which imports from the path of
+that process, and every Opacus needs a path of its own.
 """
 
 import contextlib
@@ -20,12 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.launch.protocol import LOG, SPEC
+from worker.launch.protocol import LOG
+from worker.launch.torchrun import training_arguments
 from worker.lifetime import die_with_parent
 
-Request = dict[str, Any]
+ArmRequest = dict[str, Any]
 
-# torch imports the last three itself, a second each time, when a model is first wrapped or trained.
+# torch imports the last three when a model is first wrapped or trained, which takes a second each time.
 PRELOADED = (
     "worker.training.__main__",
     "worker.training.loop",
@@ -39,13 +41,13 @@ PRELOADED = (
 def main() -> None:
     _preload()
     requests, answers = os.dup(0), os.dup(1)
-    # What a library prints must not be taken for an answer.
+    # What a library prints must not be read as an answer.
     os.dup2(2, 1)
-    children, woken = socket.socketpair()
-    for end in (children, woken):
+    children, wakeup = socket.socketpair()
+    for end in (children, wakeup):
         end.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(woken.fileno())
+    signal.set_wakeup_fd(wakeup.fileno())
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
         selector.register(children, selectors.EVENT_READ)
@@ -53,11 +55,11 @@ def main() -> None:
 
 
 def _preload() -> None:
-    """Import what ranks need. An Opacus that cannot be imported is for the ranks to describe."""
+    """Import what ranks need. If Opacus cannot be imported, the ranks fail to import it too and describe the error."""
     for module in PRELOADED:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
-    # What was imported stays: no rank's collector needs to walk it, which would also copy its pages.
+    # The imported modules stay. A collector that walked them would copy their pages in every rank.
     gc.collect()
     gc.freeze()
 
@@ -69,8 +71,8 @@ def _serve(selector: selectors.BaseSelector, requests: int, answers: int, childr
         ready = [key.fd for key, _ in selector.select()]
         if children.fileno() in ready:
             children.recv(4096)
-            for pid, status in _ended():
-                _say(answers, id=arms.pop(pid), status=status)
+            for pid, status in _ended_children():
+                _answer(answers, id=arms.pop(pid), status=status)
         if requests in ready:
             data = os.read(requests, 65536)
             if not data:
@@ -78,12 +80,12 @@ def _serve(selector: selectors.BaseSelector, requests: int, answers: int, childr
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 request = json.loads(line)
-                pid = _forked(_run_arm, request)
+                pid = _fork(_run_arm, request)
                 arms[pid] = request["id"]
-                _say(answers, id=request["id"], pid=pid)
+                _answer(answers, id=request["id"], pid=pid)
 
 
-def _ended() -> list[tuple[int, int]]:
+def _ended_children() -> list[tuple[int, int]]:
     ended = []
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -91,12 +93,12 @@ def _ended() -> list[tuple[int, int]]:
     return ended
 
 
-def _say(answers: int, **document: int) -> None:
+def _answer(answers: int, **document: int) -> None:
     os.write(answers, json.dumps(document).encode() + b"\n")
 
 
-def _forked(work: Callable[..., int], *arguments: Any) -> int:
-    """The process id of a child that does `work` and ends with the status it returns."""
+def _fork(work: Callable[..., int], *arguments: Any) -> int:
+    """Fork a child that calls `work` and exits with the status that it returns. The process id of the child."""
     pid = os.fork()
     if pid:
         return pid
@@ -114,19 +116,19 @@ def _forked(work: Callable[..., int], *arguments: Any) -> int:
         os._exit(status)
 
 
-def _run_arm(request: Request) -> int:
-    """What torchrun's agent does: start the ranks, and when one fails end the others. Returns the arm's status."""
+def _run_arm(request: ArmRequest) -> int:
+    """Start the ranks, and end the others when one fails, as torchrun does. Returns the exit status of the arm."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     folder = Path(request["folder"])
     os.chdir(folder)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for descriptor, stream in ((nothing, 0), (log, 1), (log, 2)):
+    empty = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, stream in ((empty, 0), (log, 1), (log, 2)):
         os.dup2(descriptor, stream)
-    # The template's own channels: a rank that held them would keep its starter waiting.
+    # The pipes of the fork server. If a rank held them open, the launcher would wait for it.
     os.closerange(3, 1024)
-    ranks = {_forked(_run_rank, request, rank): rank for rank in range(request["ranks"])}
+    ranks = {_fork(_run_rank, request, rank): rank for rank in range(request["ranks"])}
     while ranks:
         pid, status = os.wait()
         rank, code = ranks.pop(pid), os.waitstatus_to_exitcode(status)
@@ -138,22 +140,22 @@ def _run_arm(request: Request) -> int:
     return 0
 
 
-def _run_rank(request: Request, rank: int) -> int:
+def _run_rank(request: ArmRequest, rank: int) -> int:
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_WORLD_SIZE": request["ranks"]}
     os.environ.clear()
     os.environ.update(request["environment"] | {name: str(value) for name, value in world.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]))
-    # Late: of all this process only the ranks need torch.
+    # Late: the process that runs the arm does not need torch, only the ranks do.
     import torch  # noqa: PLC0415
 
     from worker.training.__main__ import main as train  # noqa: PLC0415
 
-    # Read from the environment when torch was imported, which was before this arm was known.
+    # torch read the variable when it was imported, before this environment was known.
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if request["fault"]:
         module, _, function = request["fault"].partition(":")
         getattr(importlib.import_module(module), function)()
-    sys.argv = ["worker.training", "--spec", str(Path(request["folder"], SPEC)), "--out", request["folder"]]
+    sys.argv = ["worker.training", *training_arguments(Path(request["folder"]))]
     return train()
 
 

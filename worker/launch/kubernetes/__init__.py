@@ -1,10 +1,10 @@
-"""Runs an arm as pods of a cluster: one JobSet an arm, or an Indexed Job where JobSet is not installed.
+"""Runs an arm as pods of a Kubernetes cluster: a JobSet for each arm, or an Indexed Job if JobSet is not installed.
 
-`objects` builds what is created and `words` reads what the cluster says of it, both without a client; `cluster` is all
-that speaks to the API server; `mirror` brings the arm's files from the shared volume to the conductor's folder.
+`objects` builds the documents of an arm and `pod_status` explains the status documents of the cluster, both without a
+client. `cluster` sends every request to the API server. `shared_folder` copies the arm's files from the shared volume
+into the conductor's folder. `entrypoint` is the program of a pod.
 """
 
 from worker.launch.kubernetes.launcher import KubernetesLauncher
-from worker.launch.kubernetes.options import ClusterOptions
 
-__all__ = ["ClusterOptions", "KubernetesLauncher"]
+__all__ = ["KubernetesLauncher"]

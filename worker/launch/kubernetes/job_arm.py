@@ -1,4 +1,4 @@
-"""One arm in the cluster, followed by a thread from its creation to its end."""
+"""A running arm in the cluster. A thread follows it from its creation to its end."""
 
 import logging
 import threading
@@ -6,40 +6,40 @@ import time
 from pathlib import Path
 
 from service.contract import ArmError, ErrorKind
-from worker.launch.kubernetes.cluster import FAULTS, Cluster, Created, Expired, said
+from service.settings import Settings
+from worker import error_files
+from worker.launch.kubernetes.cluster import FAULTS, Cluster, CreatedArm, Expired, describe_error
+from worker.launch.kubernetes.derived import disk_bytes
 from worker.launch.kubernetes.objects import GRACE_SECONDS, Document
-from worker.launch.kubernetes.options import ClusterOptions
-from worker.launch.kubernetes.pod_status import End, Waiting, end_of, has_failed, waiting_for
+from worker.launch.kubernetes.pod_status import ArmEnding, Waiting, end_of, has_failed, waiting_for
 from worker.launch.kubernetes.shared_folder import SharedFolder
 from worker.launch.protocol import LOG
 
 log = logging.getLogger(__name__)
 
-# Beside those of the ranks, for the conductor to find.
-ERROR = "error-rank-cluster.json"
-# How long a watch goes on before the owner is looked at too.
+# How long a watch of the pods lasts before their owner is read too.
 WATCH_SECONDS = 5
 RETRY_SECONDS = 1.0
-# How often files are looked at: each look asks the server of the volume.
-MIRROR_SECONDS = 1.0
-GONE_POLL_SECONDS = 0.2
-# How long after one failed node the others, and the cluster's words on them, are waited for.
+# Seconds between two copies of new files: each copy sends requests to the server of the volume.
+COPY_SECONDS = 1.0
+DELETE_POLL_SECONDS = 0.2
+# How long to wait, after one node has failed, for the others and for what the cluster reports about them.
 SETTLE_SECONDS = 10.0
-GONE_SECONDS = 60.0
+DELETE_SECONDS = 60.0
 
 
 class KubernetesArm:
-    """A running arm. Its end is known when the cluster tells and all that its pods wrote has been fetched."""
+    """A running arm. It has ended when the cluster reports its end and all files of its pods have been copied."""
 
-    def __init__(self, cluster: Cluster, created: Created, mirror: SharedFolder, options: ClusterOptions, folder: Path):
-        self._cluster, self._created, self._mirror, self._options = cluster, created, mirror, options
+    def __init__(self, cluster: Cluster, created: CreatedArm, shared: SharedFolder, settings: Settings, folder: Path):
+        self._cluster, self._created, self._shared, self._settings = cluster, created, shared, settings
         self._folder = folder
-        self._end: End | None = None
+        self._end: ArmEnding | None = None
         self._status: int | None = None
-        self._mirrored = 0.0
+        self._copied_at = 0.0
         self._ran = False
         self._stopping = threading.Event()
-        self._said = ""
+        self._last_message = ""
         self._waiting_since: float | None = None
         self._failing_since: float | None = None
         self._thread = threading.Thread(target=self._follow, name=created.job.name, daemon=True)
@@ -48,30 +48,30 @@ class KubernetesArm:
     def poll(self) -> int | None:
         if self._status is None:
             end = self._end
-            if end is not None or time.monotonic() - self._mirrored > MIRROR_SECONDS:
-                self._mirror.update(ended=end is not None)
-                self._mirrored = time.monotonic()
-            if self._mirror.full:
-                message = f"the arm wrote more than the limit of {self._options.disk / 2**20:,.0f} MiB"
-                end = End(1, ArmError(kind=ErrorKind.LIMIT, message=message))
+            if end is not None or time.monotonic() - self._copied_at > COPY_SECONDS:
+                self._shared.update(ended=end is not None)
+                self._copied_at = time.monotonic()
+            if self._shared.full:
+                message = f"the arm wrote more than the limit of {disk_bytes(self._settings) / 2**20:,.0f} MiB"
+                end = ArmEnding(1, ArmError(kind=ErrorKind.LIMIT, message=message))
             if end is not None:
                 if end.error is not None:
-                    self._say(end.error.message)
-                    (self._folder / ERROR).write_text(end.error.model_dump_json(), encoding="utf-8")
+                    self._log(end.error.message)
+                    error_files.write(self._folder, error_files.CLUSTER, end.error)
                 self._status = end.status
         return self._status
 
     def stop(self) -> None:
         self._stopping.set()
         if not self._deleted():
-            log.error("%s: still in the cluster after %g s", self._created.job.name, GONE_SECONDS)
-        self._mirror.update(ended=True)
-        self._mirror.remove()
+            log.error("%s: still in the cluster after %g s", self._created.job.name, DELETE_SECONDS)
+        self._shared.update(ended=True)
+        self._shared.remove()
         self._thread.join(WATCH_SECONDS + GRACE_SECONDS)
 
     def _deleted(self) -> bool:
-        """Deletes the arm; whether it and its pods are gone in time."""
-        deadline, asked = time.monotonic() + GONE_SECONDS, False
+        """Delete the arm. Whether it and its pods were gone in time."""
+        deadline, asked = time.monotonic() + DELETE_SECONDS, False
         while time.monotonic() < deadline:
             try:
                 if not asked:
@@ -80,12 +80,12 @@ class KubernetesArm:
                 if self._cluster.owner(self._created) is None and not self._cluster.pods(self._created)[0]:
                     return True
             except FAULTS as fault:
-                log.warning("%s: not deleted yet: %s", self._created.job.name, said(fault))
-            time.sleep(GONE_POLL_SECONDS)
+                log.warning("%s: not deleted yet: %s", self._created.job.name, describe_error(fault))
+            time.sleep(DELETE_POLL_SECONDS)
         return False
 
     def _follow(self) -> None:
-        """Lists, then watches from there; lists again when the API server has forgotten or cannot be reached."""
+        """List the pods, then watch them. List again if the watch has expired or the API server cannot be reached."""
         pods: dict[str, Document] = {}
         version = ""
         while not self._stopping.is_set() and self._end is None:
@@ -98,15 +98,15 @@ class KubernetesArm:
             except Expired:
                 version = ""
             except Exception as fault:
-                # The arm runs on without us; limits of time are the conductor's.
+                # The arm continues. The conductor ends it if it takes too long.
                 if not isinstance(fault, FAULTS):
                     log.exception("%s: cannot be followed", self._created.job.name)
-                self._say(f"the cluster cannot be asked: {said(fault)}")
+                self._log(f"the cluster cannot be asked: {describe_error(fault)}")
                 version = ""
                 self._stopping.wait(RETRY_SECONDS)
 
     def _watch(self, pods: dict[str, Document], version: str) -> str:
-        """Follows the pods until one ends or it is time to look at their owner; the version seen last."""
+        """Follow the pods until one ends or their owner is due to be read. Returns the last version seen."""
         for kind, pod in self._cluster.changes(self._created, version, WATCH_SECONDS):
             version = pod["metadata"]["resourceVersion"]
             if kind == "DELETED":
@@ -132,24 +132,26 @@ class KubernetesArm:
             self._wait(waiting_for(owner, pods, nodes, event), now)
 
     def _wait(self, waiting: Waiting | None, now: float) -> None:
-        if waiting is None or waiting.patient:
+        if waiting is None or waiting.queued:
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now
         if waiting is None:
             return
-        self._say(waiting.words)
+        self._log(waiting.reason)
         waited = now - self._waiting_since if self._waiting_since is not None else 0.0
-        if waiting.hopeless or waited > self._options.start_seconds:
-            after = "" if waiting.hopeless else f" for {self._options.start_seconds:g} s"
-            self._end = End(1, ArmError(kind=waiting.kind, message=f"the arm did not start{after}: {waiting.words}"))
+        if waiting.permanent or waited > self._settings.kubernetes_start_seconds:
+            after = "" if waiting.permanent else f" for {self._settings.kubernetes_start_seconds:g} s"
+            self._end = ArmEnding(
+                1, ArmError(kind=waiting.kind, message=f"the arm did not start{after}: {waiting.reason}")
+            )
 
-    def _say(self, words: str) -> None:
-        """A line in the arm's log; once, however often it is so."""
-        if words != self._said:
-            self._said = words
+    def _log(self, message: str) -> None:
+        """Add a line to the arm's log, unless it repeats the last one."""
+        if message != self._last_message:
+            self._last_message = message
             with (self._folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(f"clipwatch: {words}\n")
+                file.write(f"clipwatch: {message}\n")
 
 
 def _all_started(pods: list[Document]) -> bool:

@@ -1,4 +1,4 @@
-"""The objects of an arm, as the documents that are sent to the API server."""
+"""Builds the documents of an arm's objects, which are sent to the API server."""
 
 import re
 from dataclasses import dataclass
@@ -6,24 +6,31 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from worker.launch.kubernetes.options import ClusterOptions
+from service.contract import Device
+from service.settings import Settings
+from worker.launch.environment import rank_environment
+from worker.launch.kubernetes.derived import conductor_name, deadline_seconds, disk_bytes, rank_memory_bytes
+from worker.launch.protocol import ARM_MOUNT, SOURCE_MOUNT
+from worker.launch.rendezvous import SINGLE_NODE, network_interface
 
 Document = dict[str, Any]
 
-NAME, ARM, CONDUCTOR = "app.kubernetes.io/name", "clipwatch.dev/arm", "clipwatch.dev/conductor"
-PEERS, DIGEST = "clipwatch.dev/peers", "clipwatch.dev/digest"
+NAME_LABEL, ARM_LABEL, CONDUCTOR_LABEL = "app.kubernetes.io/name", "clipwatch.dev/arm", "clipwatch.dev/conductor"
+PEERS_LABEL, DIGEST_ANNOTATION = "clipwatch.dev/peers", "clipwatch.dev/digest"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-TOPOLOGY = "alpha.jobset.sigs.k8s.io/exclusive-topology"
-INDEX = "batch.kubernetes.io/job-completion-index"
+TOPOLOGY_ANNOTATION = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
-# Where the two folders of an arm are in its pods.
-FOLDER, SOURCE = Path("/arm"), Path("/opacus")
 SHM = 8 * 2**30
 PORT = 29400
 USER = 10001
-# JobSet calls a set of like pods a replicated job; an arm has one.
+# Without any right: an arm has no business with the API server.
+SERVICE_ACCOUNT = "arm"
+# How long the cluster keeps the objects of an ended arm whose conductor has not deleted them.
+KEEP_SECONDS = 3600
+# The name of an arm's only replicated job, which is JobSet's term for a set of equal pods.
 NODE = "node"
-# What pods get to end by themselves.
+# How long pods have to end by themselves.
 GRACE_SECONDS = 5
 
 
@@ -31,8 +38,8 @@ GRACE_SECONDS = 5
 class ArmJob:
     """One arm for the cluster: `nodes` pods of `ranks` ranks each.
 
-    `subpath` is its folder below the root of the volume: `out` in it is written by the arm, `source`, if it
-    `has_source`, holds its Opacus. `digest` tells it from another arm of the same name.
+    `subpath` is its folder on the shared volume: the arm writes into `out` in it, and `source` in it holds its Opacus
+    if it `has_source`. `digest` differs from that of any other arm of the same name.
     """
 
     name: str
@@ -44,25 +51,25 @@ class ArmJob:
     digest: str
 
 
-def name_of(conductor: str, folder: Path) -> str:
-    """A name for the arm of `folder`, at most 40 characters: the same each time, another one for any other arm.
+def arm_name(conductor: str, folder: Path) -> str:
+    """The name of the arm of `folder`, at most 40 characters. It is the same each time and differs between arms.
 
-    Pods' host names are made of it, which DNS allows 63 characters.
+    The host names of pods contain it, and DNS allows them 63 characters.
     """
     role = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:20].strip("-")
     digest = sha256(f"{conductor}\0{folder}".encode()).hexdigest()[:12]
     return f"arm-{role}-{digest}" if role else f"arm-{digest}"
 
 
-def job_set(job: ArmJob, options: ClusterOptions) -> Document:
-    """The JobSet: its controller makes the headless Service and the Job. A failure is never retried in the cluster."""
-    annotations = {TOPOLOGY: options.topology} if options.topology else {}
+def job_set(job: ArmJob, settings: Settings) -> Document:
+    """The JobSet of an arm. JobSet makes the headless Service and the Job of it. A failure is never retried."""
+    annotations = {TOPOLOGY_ANNOTATION: settings.kubernetes_topology} if settings.kubernetes_topology else {}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": _metadata(job, options, annotations),
+        "metadata": _metadata(job, settings, annotations),
         "spec": {
-            "ttlSecondsAfterFinished": options.keep_seconds,
+            "ttlSecondsAfterFinished": KEEP_SECONDS,
             "failurePolicy": {"maxRestarts": 0},
             "successPolicy": {"operator": "All"},
             "network": {"enableDNSHostnames": True, "subdomain": job.name, "publishNotReadyAddresses": True},
@@ -71,8 +78,8 @@ def job_set(job: ArmJob, options: ClusterOptions) -> Document:
                     "name": NODE,
                     "replicas": 1,
                     "template": {
-                        "metadata": {"labels": _labels(job, options)},
-                        "spec": _job_spec(job, options, f"{job.name}-{NODE}-0-0.{job.name}"),
+                        "metadata": {"labels": _labels(job, settings)},
+                        "spec": _job_spec(job, settings, f"{job.name}-{NODE}-0-0.{job.name}"),
                     },
                 }
             ],
@@ -80,21 +87,21 @@ def job_set(job: ArmJob, options: ClusterOptions) -> Document:
     }
 
 
-def indexed_job(job: ArmJob, options: ClusterOptions) -> Document:
-    """The Job for a cluster without JobSet; `headless_service` gives its pods their names."""
-    spec = _job_spec(job, options, f"{job.name}-0.{job.name}")
+def indexed_job(job: ArmJob, settings: Settings) -> Document:
+    """The Job of an arm, for a cluster without JobSet. `headless_service` gives its pods host names."""
+    spec = _job_spec(job, settings, f"{job.name}-0.{job.name}")
     spec["template"]["spec"]["subdomain"] = job.name
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, options, {}),
-        "spec": spec | {"ttlSecondsAfterFinished": options.keep_seconds},
+        "metadata": _metadata(job, settings, {}),
+        "spec": spec | {"ttlSecondsAfterFinished": KEEP_SECONDS},
     }
 
 
-def headless_service(job: ArmJob, options: ClusterOptions, job_uid: str) -> Document:
-    """What resolves the names of an Indexed Job's pods. It goes when the Job of `job_uid` does."""
-    metadata = _metadata(job, options, {})
+def headless_service(job: ArmJob, settings: Settings, job_uid: str) -> Document:
+    """The Service that gives the pods of an Indexed Job host names. It is deleted with the Job of `job_uid`."""
+    metadata = _metadata(job, settings, {})
     metadata["ownerReferences"] = [{"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job_uid}]
     return {
         "apiVersion": "v1",
@@ -103,45 +110,55 @@ def headless_service(job: ArmJob, options: ClusterOptions, job_uid: str) -> Docu
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {ARM: job.name},
+            "selector": {ARM_LABEL: job.name},
             "ports": [{"name": "rendezvous", "port": PORT}],
         },
     }
 
 
-def _metadata(job: ArmJob, options: ClusterOptions, annotations: dict[str, str]) -> Document:
-    queue = {QUEUE_LABEL: options.queue} if options.queue else {}
+def _metadata(job: ArmJob, settings: Settings, annotations: dict[str, str]) -> Document:
+    queue = {QUEUE_LABEL: settings.kubernetes_queue} if settings.kubernetes_queue else {}
     metadata: Document = {
         "name": job.name,
-        "namespace": options.namespace,
-        "labels": _labels(job, options) | queue,
-        "annotations": {DIGEST: job.digest} | annotations,
+        "namespace": settings.kubernetes_namespace,
+        "labels": _labels(job, settings) | queue,
+        "annotations": {DIGEST_ANNOTATION: job.digest} | annotations,
     }
-    if options.conductor_uid:
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": options.conductor, "uid": options.conductor_uid}
+    if settings.kubernetes_pod_uid:
+        owner = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": conductor_name(settings),
+            "uid": settings.kubernetes_pod_uid,
+        }
         metadata["ownerReferences"] = [owner]
     return metadata
 
 
-def _labels(job: ArmJob, options: ClusterOptions) -> dict[str, str]:
-    own = {NAME: "arm", "app.kubernetes.io/part-of": "clipwatch", ARM: job.name, CONDUCTOR: options.conductor}
-    # The network policy lets only those speak that must.
-    return own | ({PEERS: "true"} if job.nodes > 1 else {})
+def _labels(job: ArmJob, settings: Settings) -> dict[str, str]:
+    own = {
+        NAME_LABEL: "arm",
+        "app.kubernetes.io/part-of": "clipwatch",
+        ARM_LABEL: job.name,
+        CONDUCTOR_LABEL: conductor_name(settings),
+    }
+    # The network policy lets only the pods with this label communicate.
+    return own | ({PEERS_LABEL: "true"} if job.nodes > 1 else {})
 
 
-def _job_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
+def _job_spec(job: ArmJob, settings: Settings, master: str) -> Document:
     return {
         "completionMode": "Indexed",
         "completions": job.nodes,
         "parallelism": job.nodes,
         "backoffLimit": 0,
-        "activeDeadlineSeconds": options.deadline,
-        "template": {"metadata": {"labels": _labels(job, options)}, "spec": _pod_spec(job, options, head)},
+        "activeDeadlineSeconds": deadline_seconds(settings),
+        "template": {"metadata": {"labels": _labels(job, settings)}, "spec": _pod_spec(job, settings, master)},
     }
 
 
-def _pod_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
-    sources = [_mount("claim", SOURCE, subPath=f"{job.subpath}/source", readOnly=True)] if job.has_source else []
+def _pod_spec(job: ArmJob, settings: Settings, master: str) -> Document:
+    sources = [_mount("claim", SOURCE_MOUNT, subPath=f"{job.subpath}/source", readOnly=True)] if job.has_source else []
     command = [
         "python",
         "-m",
@@ -151,10 +168,10 @@ def _pod_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
         "--ranks",
         str(job.ranks),
     ]
-    command += ["--head", f"{head}:{PORT}", "--id", job.name, "--folder", str(FOLDER)]
+    command += ["--master", f"{master}:{PORT}", "--id", job.name, "--folder", str(ARM_MOUNT)]
     spec: Document = {
         "restartPolicy": "Never",
-        "serviceAccountName": options.service_account,
+        "serviceAccountName": SERVICE_ACCOUNT,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
@@ -169,19 +186,19 @@ def _pod_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
         "containers": [
             {
                 "name": "arm",
-                "image": options.image,
-                # Of the image the entry point stays: somebody has to reap the orphans of torchrun.
+                "image": settings.kubernetes_image,
+                # The entry point of the image stays: it reaps the orphans of torchrun.
                 "args": command,
-                "workingDir": str(FOLDER),
-                "env": _environment(job, options),
-                "resources": _resources(job, options),
+                "workingDir": str(ARM_MOUNT),
+                "env": _environment(job, settings),
+                "resources": _resources(job, settings),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "readOnlyRootFilesystem": True,
                     "capabilities": {"drop": ["ALL"]},
                 },
                 "volumeMounts": [
-                    _mount("claim", FOLDER, subPath=f"{job.subpath}/out"),
+                    _mount("claim", ARM_MOUNT, subPath=f"{job.subpath}/out"),
                     *sources,
                     _mount("shm", Path("/dev/shm")),
                     _mount("tmp", Path("/tmp")),
@@ -189,49 +206,41 @@ def _pod_spec(job: ArmJob, options: ClusterOptions, head: str) -> Document:
             }
         ],
         "volumes": [
-            {"name": "claim", "persistentVolumeClaim": {"claimName": options.claim}},
+            {"name": "claim", "persistentVolumeClaim": {"claimName": settings.kubernetes_claim}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(SHM)}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": str(options.disk)}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": str(disk_bytes(settings))}},
         ],
     }
     if job.nodes > 1:
-        apart = {"labelSelector": {"matchLabels": {ARM: job.name}}, "topologyKey": "kubernetes.io/hostname"}
+        apart = {"labelSelector": {"matchLabels": {ARM_LABEL: job.name}}, "topologyKey": "kubernetes.io/hostname"}
         spec["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
     if job.gpu:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return spec
 
 
-def _mount(volume: str, path: Path, **more: object) -> Document:
-    return {"name": volume, "mountPath": str(path), **more}
+def _mount(volume: str, path: Path, **options: object) -> Document:
+    return {"name": volume, "mountPath": str(path), **options}
 
 
-def _environment(job: ArmJob, options: ClusterOptions) -> list[Document]:
-    plain = {
-        "HOME": "/tmp",
-        "TMPDIR": "/tmp",
-        "TRITON_CACHE_DIR": "/tmp/triton",
-        "OMP_NUM_THREADS": str(options.cpus_per_rank),
-        # As in the local launcher: ε must be identical in both arms.
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+def _environment(job: ArmJob, settings: Settings) -> list[Document]:
+    device = Device.CUDA if job.gpu else Device.CPU
+    interface = SINGLE_NODE.environment if job.nodes == 1 else network_interface(settings.kubernetes_interface)
+    plain = {"HOME": "/tmp", "TMPDIR": "/tmp", "TRITON_CACHE_DIR": "/tmp/triton"}
+    plain |= rank_environment(settings.kubernetes_cpus, device, job.nodes, interface)
     if job.has_source:
-        plain["PYTHONPATH"] = str(SOURCE)
-    if job.nodes > 1:
-        plain |= {"GLOO_SOCKET_IFNAME": options.interface, "NCCL_SOCKET_IFNAME": options.interface}
-    elif not job.gpu:
-        plain["GLOO_SOCKET_IFNAME"] = "lo"
-    index = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
+        plain["PYTHONPATH"] = str(SOURCE_MOUNT)
+    index = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX_ANNOTATION}']"}}
     return [{"name": name, "value": value} for name, value in plain.items()] + [
         {"name": "NODE_RANK", "valueFrom": index}
     ]
 
 
-def _resources(job: ArmJob, options: ClusterOptions) -> Document:
-    memory = str(job.ranks * options.memory_per_rank + SHM)
+def _resources(job: ArmJob, settings: Settings) -> Document:
+    memory = str(job.ranks * rank_memory_bytes(settings) + SHM)
     gpus = {"nvidia.com/gpu": str(job.ranks)} if job.gpu else {}
     return {
-        "requests": {"cpu": str(job.ranks * options.cpus_per_rank), "memory": memory, **gpus},
-        # A memory limit that equals the request: an arm is never evicted for what its neighbours use.
+        "requests": {"cpu": str(job.ranks * settings.kubernetes_cpus), "memory": memory, **gpus},
+        # The memory limit equals the request, so that an arm is never evicted because of what other pods use.
         "limits": {"memory": memory, **gpus},
     }

@@ -1,15 +1,15 @@
-"""What a cluster says of an arm, in words for who submitted it. Documents in, no client."""
+"""Explains the status documents of a cluster to the user who submitted the arm. Sends no request."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from service.contract import ArmError, ErrorKind
-from worker.launch.kubernetes.objects import INDEX, SHM, Document
+from worker.launch.kubernetes.objects import INDEX_ANNOTATION, SHM, Document
 
-# Waiting for these does not help.
-HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
-IMAGE = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", *HOPELESS)
-# `DisruptionTarget` of a pod's conditions: who took the node from the arm.
+# Reasons for which a pod never starts, however long it waits.
+PERMANENT = ("InvalidImageName", "ErrImageNeverPull")
+IMAGE = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", *PERMANENT)
+# Reasons of the condition `DisruptionTarget`: why the cluster ended a pod.
 DISRUPTIONS = {
     "PreemptionByScheduler": "a pod of a higher priority took its place",
     "DeletionByTaintManager": "its node was tainted",
@@ -20,8 +20,8 @@ DISRUPTIONS = {
 
 
 @dataclass(frozen=True)
-class End:
-    """How an arm ended: the exit status, and what the cluster has to say beyond what the ranks wrote themselves."""
+class ArmEnding:
+    """How an arm ended: its exit status, and the cluster's reason if the cluster ended it."""
 
     status: int
     error: ArmError | None = None
@@ -29,39 +29,46 @@ class End:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why an arm does not run yet. `patient`: it is as it should be; `hopeless`: it will never run."""
+    """Why an arm does not run yet. `queued`: it may wait without limit. `permanent`: it will never run."""
 
-    words: str
+    reason: str
     kind: ErrorKind = ErrorKind.DEVICE
-    patient: bool = False
-    hopeless: bool = False
+    queued: bool = False
+    permanent: bool = False
 
 
 def end_of(
     owner: Document | None, pods: list[Document], nodes: int, *, settled: bool = False, ran: bool = False
-) -> End | None:
-    """The end of the arm whose JobSet or Job is `owner`, or nothing while it runs.
+) -> ArmEnding | None:
+    """The end of the arm whose JobSet or Job is `owner`. None while it runs.
 
-    When one node fails, the others fail with it, and the cluster's words on who was first can come late: unless
-    `settled`, a failure counts when all pods have ended. One that `ran` and is in the queue again would begin anew.
+    Args:
+        owner: None if it has been deleted.
+        pods: of the arm.
+        nodes: how many pods the arm needs.
+        settled: whether a failure counts although not all pods have ended. When one node fails, the others fail too,
+            and the cluster may report late which of them was the first.
+        ran: whether the arm has run. If it is queued again after that, it would start from the beginning.
     """
     ended = [pod for pod in pods if _phase(pod) in ("Failed", "Succeeded")]
     if len(ended) == nodes and all(_phase(pod) == "Succeeded" for pod in ended):
-        return End(0)
-    told = next((error for error in map(_pod_error, pods) if error), None)
-    if told:
-        return End(1, told)
+        return ArmEnding(0)
+    reported = next((error for error in map(_pod_error, pods) if error), None)
+    if reported:
+        return ArmEnding(1, reported)
     failed = _condition(owner, "Failed") if owner else None
     statuses = [status for pod in pods for status in _exit_statuses(pod) if status]
     if statuses and (settled or failed or len(ended) == nodes):
-        return End(statuses[0])
+        return ArmEnding(statuses[0])
     if failed:
-        return End(1, _owner_error(failed))
+        return ArmEnding(1, _owner_error(failed))
     if owner is None:
-        return End(1, ArmError(kind=ErrorKind.CRASH, message="somebody deleted the arm from the cluster"))
+        return ArmEnding(1, ArmError(kind=ErrorKind.CRASH, message="the arm was deleted from the cluster"))
     if ran and owner.get("spec", {}).get("suspend"):
-        return End(1, ArmError(kind=ErrorKind.DEVICE, message="the arm was taken away: the cluster queued it again"))
-    return End(0) if _condition(owner, "Completed") or _condition(owner, "Complete") else None
+        return ArmEnding(
+            1, ArmError(kind=ErrorKind.DEVICE, message="the arm was taken away: the cluster queued it again")
+        )
+    return ArmEnding(0) if _condition(owner, "Completed") or _condition(owner, "Complete") else None
 
 
 def has_failed(pods: list[Document]) -> bool:
@@ -70,13 +77,13 @@ def has_failed(pods: list[Document]) -> bool:
 
 
 def waiting_for(owner: Document, pods: list[Document], nodes: int, event: str | None) -> Waiting | None:
-    """Why not all nodes run, or nothing when they do or did. `event` is the cluster's last warning on the arm."""
+    """Why not all nodes run. None if they do or did. `event` is the last warning of the cluster for the arm."""
     if owner.get("spec", {}).get("suspend"):
-        return Waiting("waits in the queue of the cluster", patient=True)
+        return Waiting("waits in the queue of the cluster", queued=True)
     reasons = [(pod, why) for pod in pods if (why := _pod_waiting(pod, event))]
     if reasons:
-        pod, why = sorted(reasons, key=lambda each: not each[1].hopeless)[0]
-        return Waiting(f"{_node(pod)} {why.words}", why.kind, hopeless=why.hopeless)
+        pod, why = sorted(reasons, key=lambda each: not each[1].permanent)[0]
+        return Waiting(f"{_node(pod)} {why.reason}", why.kind, permanent=why.permanent)
     if len(pods) < nodes:
         return Waiting(f"{len(pods)} of {nodes} pods were created" + (f": {event}" if event else ""))
     return None
@@ -87,20 +94,20 @@ def _pod_waiting(pod: Document, event: str | None) -> Waiting | None:
         return None
     unscheduled = _condition(pod, "PodScheduled", "False")
     if unscheduled:
-        return Waiting(f"finds no place: {unscheduled.get('message') or unscheduled.get('reason')}")
+        return Waiting(f"cannot be scheduled: {unscheduled.get('message') or unscheduled.get('reason')}")
     for container in _containers(pod):
         waiting = container.get("state", {}).get("waiting", {})
         reason, message = waiting.get("reason", ""), waiting.get("message") or event
-        said = f"{reason}: {message}" if message else reason
+        details = f"{reason}: {message}" if message else reason
         if reason in IMAGE:
-            return Waiting(f"cannot pull the image {container.get('image')} ({said})", hopeless=reason in HOPELESS)
+            return Waiting(f"cannot pull the image {container.get('image')} ({details})", permanent=reason in PERMANENT)
         if reason:
-            return Waiting(f"does not start ({said})")
+            return Waiting(f"does not start ({details})")
     return Waiting("does not start" + (f" ({event})" if event else ""))
 
 
 def _pod_error(pod: Document) -> ArmError | None:
-    """What the cluster did to a pod; nothing if it ended by itself or runs."""
+    """Why the cluster ended a pod. None if the pod runs or ended by itself."""
     status, node = pod.get("status", {}), _node(pod)
     for container in _containers(pod):
         if container.get("state", {}).get("terminated", {}).get("reason") == "OOMKilled":
@@ -116,9 +123,9 @@ def _pod_error(pod: Document) -> ArmError | None:
         return ArmError(kind=ErrorKind.LIMIT, message=f"{node} was evicted: {status.get('message', 'no reason given')}")
     disrupted = _condition(pod, "DisruptionTarget")
     if disrupted:
-        why = DISRUPTIONS.get(disrupted.get("reason", ""), disrupted.get("reason", "for no reason that is told"))
-        told = f" ({disrupted['message']})" if disrupted.get("message") else ""
-        return ArmError(kind=ErrorKind.DEVICE, message=f"{node} was taken away: {why}{told}")
+        why = DISRUPTIONS.get(disrupted.get("reason", ""), disrupted.get("reason", "for an unknown reason"))
+        details = f" ({disrupted['message']})" if disrupted.get("message") else ""
+        return ArmError(kind=ErrorKind.DEVICE, message=f"{node} was taken away: {why}{details}")
     if status.get("reason") in ("NodeLost", "NodeAffinity", "Shutdown", "NodeShutdown", "UnexpectedAdmissionError"):
         message = f"{node} was taken away: {status['reason']}: {status.get('message', '')}".rstrip(": ")
         return ArmError(kind=ErrorKind.DEVICE, message=message)
@@ -133,7 +140,7 @@ def _owner_error(condition: Document) -> ArmError:
 
 
 def _node(pod: Document) -> str:
-    return f"node {pod['metadata'].get('annotations', {}).get(INDEX, '?')}"
+    return f"node {pod['metadata'].get('annotations', {}).get(INDEX_ANNOTATION, '?')}"
 
 
 def _phase(pod: Document) -> str:

@@ -17,14 +17,13 @@ from pathlib import Path
 import psutil
 
 from service.contract import ArmError, ErrorKind
+from worker import error_files
 from worker.launch.protocol import Isolation
 from worker.launch.sandbox.confine import SandboxPlan, confine, size_of
 from worker.lifetime import die_with_parent
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 POLL_SECONDS, CHECK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 10.0
-# The worker looks for the ranks' errors under names of this form.
-ERROR = "error-rank-watch.json"
 
 
 def main() -> int:
@@ -136,7 +135,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def _write(kind: ErrorKind, message: str) -> None:
-    Path(ERROR).write_text(ArmError(kind=kind, message=message).model_dump_json(), encoding="utf-8")
+    error_files.write(Path.cwd(), error_files.SUPERVISOR, ArmError(kind=kind, message=message))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What of the container launcher needs no engine; the rest is in tests/container."""
+"""Tests of the container launcher that need no engine. The others are in tests/container."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from service.settings import Settings
 from worker.launch import LaunchError, LocalLauncher
 from worker.launch.docker.owner_lock import OwnerLock, is_alive
-from worker.runner.launcher_factory import make_launcher
+from worker.launchers import make_launcher
 
 HOLDER = """
 import sys
@@ -32,7 +32,7 @@ def test_settings_choose_the_launcher_and_an_engine_that_does_not_answer_is_one_
     assert "\n" not in str(fault.value)
 
 
-def test_a_worker_that_cannot_reach_its_engine_ends_with_these_words(tmp_path):
+def test_a_worker_that_cannot_reach_its_engine_ends_with_that_error(tmp_path):
     environment = {
         "CLIPWATCH_DATA_DIR": str(tmp_path),
         "CLIPWATCH_LAUNCHER": "container",
@@ -46,7 +46,7 @@ def test_a_worker_that_cannot_reach_its_engine_ends_with_these_words(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_an_owner_lives_as_long_as_its_process(tmp_path):
+def test_an_owner_is_alive_as_long_as_its_process(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     top = Path(__file__).parents[4]
     with subprocess.Popen(command, cwd=top, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

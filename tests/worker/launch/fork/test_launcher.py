@@ -16,7 +16,7 @@ from worker.launch.fork.launcher import ForkLauncher
 DEADLINE = 60
 FAULTS = "tests.worker.faulty_training"
 SECRETS = {"CLIPWATCH_DATABASE_URL": "postgresql://u:p@h/d", "GITHUB_TOKEN": "t"}
-# What differs between two runs of the same arm.
+# Fields that differ between two runs of the same arm.
 MEASURED = ("step_time", "peak_memory", "duration")
 
 
@@ -82,7 +82,7 @@ def test_stop_ends_every_rank(launcher, tmp_path):
     stuck = launcher.with_fault(f"{FAULTS}:stops_for_ever")
     running = stuck.start(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH_FSDP, 2)), tmp_path)
     until(lambda: started(tmp_path), DEADLINE)
-    # Other tests of this process may have templates too; only this one's has arms.
+    # Other tests of this process may have fork servers too, but without arms.
     templates = [p for p in psutil.Process().children() if "worker.launch.fork.server" in p.cmdline()]
     (template,) = [p for p in templates if p.children()]
     family = template.children(recursive=True)
@@ -107,7 +107,7 @@ input()
 """
 
 
-def test_everything_dies_with_the_starter(tmp_path):
+def test_every_process_ends_with_the_starter(tmp_path):
     (tmp_path / "given.json").write_text(ArmSpec(workload=tiny(), arm=cpu_arm(Mode.FLASH)).model_dump_json())
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     command = [sys.executable, "-c", STARTER, str(tmp_path)]

@@ -55,7 +55,7 @@ def container(**state: Document) -> Document:
 
 
 class ApiServer:
-    """Objects by plural and name. `on_pods(owner, pods)` is told of pods that were made; it plays the kubelet."""
+    """Objects by plural and name. `on_pods(owner, pods)` is called with new pods, in place of a kubelet."""
 
     def __init__(self, *, job_sets: bool = True, on_pods: Callable[[Document, list[Document]], None] | None = None):
         self.job_sets, self.on_pods = job_sets, on_pods
@@ -63,7 +63,7 @@ class ApiServer:
             k: {} for k in ("jobs", "jobsets", "pods", "services", "events")
         }
         self.requests: list[tuple[str, str]] = []
-        # What the next requests are answered with instead, and the version that watches may not resume before.
+        # The answers to the next requests, and the oldest version from which a watch may continue.
         self.refusals: list[Document] = []
         self.oldest = 0
         self.version = 100
@@ -82,11 +82,11 @@ class ApiServer:
         return sum(verb == v and part in path for v, path in self.requests)
 
     def lists(self, plural: str) -> int:
-        """How often all objects were asked for."""
+        """How often requests of that kind were sent."""
         return sum(verb == "GET" and f"/{plural}?" in path and "watch=" not in path for verb, path in self.requests)
 
     def set_pod(self, name: str, **status: Any) -> None:
-        """Changes a pod's status, as a kubelet does."""
+        """Change a pod's status, as a kubelet does."""
         with self.changed:
             pod = json.loads(json.dumps(self.objects["pods"][name]))
             pod["status"] |= status
@@ -98,7 +98,7 @@ class ApiServer:
                 owner.setdefault("status", {}).update(status)
 
     def forget(self) -> None:
-        """As etcd does when it is compacted: no watch resumes from what was."""
+        """Forget old versions, as a compacted etcd does: no watch can continue from them."""
         with self.changed:
             self.version += 50
             self.oldest = self.version
@@ -144,7 +144,7 @@ class ApiServer:
         return 201, document
 
     def _pods_of(self, plural: str, document: Document) -> list[Document]:
-        """What the controllers of Job and JobSet make of it."""
+        """The pods that the controllers of Job and JobSet would create."""
         if plural == "jobsets":
             (replicated,) = document["spec"]["replicatedJobs"]
             spec, prefix = replicated["template"]["spec"], f"{document['metadata']['name']}-{replicated['name']}-0"
@@ -276,7 +276,7 @@ class ApiServer:
 
 
 class Kubelet:
-    """Runs the one container of each pod as a process of this machine, its mounts and its head's name replaced."""
+    """Runs the container of each pod as a process of this machine, with other mounts and another master."""
 
     def __init__(self, claim: Path):
         self._claim = claim
@@ -302,8 +302,8 @@ class Kubelet:
         own |= {"GLOO_SOCKET_IFNAME": "lo", "HOME": os.environ.get("HOME", "/tmp"), "PATH": os.environ["PATH"]}
         own["PYTHONPATH"] = os.pathsep.join(filter(None, [own.get("PYTHONPATH"), str(Path(__file__).parents[4])]))
         arguments = [places.get(word, word) for word in wanted["args"]]
-        head = re.compile(r"^arm-[\w-]+\.arm-[\w-]+:\d+$")
-        arguments = [f"127.0.0.1:{self._port}" if head.match(word) else word for word in arguments]
+        master = re.compile(r"^arm-[\w-]+\.arm-[\w-]+:\d+$")
+        arguments = [f"127.0.0.1:{self._port}" if master.match(word) else word for word in arguments]
         assert self.server
         self.server.set_pod(
             pod["metadata"]["name"],

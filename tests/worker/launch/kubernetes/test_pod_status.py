@@ -1,4 +1,4 @@
-"""Statuses of pods and jobs in the shapes of Kubernetes' documentation, and what is made of them."""
+"""How statuses of pods and jobs, in the shapes of Kubernetes' documentation, are explained."""
 
 import pytest
 
@@ -51,19 +51,19 @@ PREEMPTED = pod(phase="Running", conditions=condition("DisruptionTarget", "Preem
     ],
     ids=["out of memory", "evicted", "deadline", "drained", "preempted"],
 )
-def test_what_the_cluster_did_to_a_pod_is_said(pods, kind, words):
+def test_the_reason_why_the_cluster_ended_a_pod_is_explained(pods, kind, words):
     end = end_of(OWNER, pods, 2)
     assert end.status == 1
     assert end.error.kind is kind
     assert all(word in end.error.message for word in words)
 
 
-def test_a_node_that_others_pulled_down_does_not_hide_who_was_first():
+def test_a_node_that_failed_because_of_another_does_not_hide_the_cause():
     victim = ended(1, 1)
     assert has_failed([RUNNING, victim])
     assert end_of(OWNER, [pod(0, phase="Running"), victim], 2) is None
     assert end_of(OWNER, [ended(0, 137, "OOMKilled"), victim], 2).error.kind is ErrorKind.OUT_OF_MEMORY
-    # Of an arm that failed by itself its ranks have written why.
+    # If an arm failed by itself, its ranks have described the error.
     settled = end_of(OWNER, [pod(0, phase="Running"), victim], 2, settled=True)
     assert (settled.status, settled.error) == (1, None)
 
@@ -102,7 +102,7 @@ def test_success_needs_every_node():
     ],
     ids=["JobSet done", "Job done", "deadline", "JobSet failed", "deleted"],
 )
-def test_the_owner_tells_where_no_pod_is_left_to(owner, status, kind):
+def test_the_owner_explains_the_end_if_no_pod_is_left(owner, status, kind):
     end = end_of(owner, [], 2)
     assert end.status == status
     assert (end.error.kind if end.error else None) is kind
@@ -117,7 +117,7 @@ UNSCHEDULABLE = pod(
 
 
 @pytest.mark.parametrize(
-    ("pods", "event", "words", "hopeless"),
+    ("pods", "event", "words", "permanent"),
     [
         ([UNSCHEDULABLE], None, "3 Insufficient nvidia.com/gpu", False),
         (
@@ -132,13 +132,13 @@ UNSCHEDULABLE = pod(
     ],
     ids=["unschedulable", "image", "name of image", "volume", "quota"],
 )
-def test_an_arm_that_waits_says_for_what(pods, event, words, hopeless):
+def test_the_reason_why_an_arm_waits_is_explained(pods, event, words, permanent):
     found = waiting_for(OWNER, pods, 1, event)
-    assert words in found.words
-    assert found.hopeless is hopeless
-    assert not found.patient
+    assert words in found.reason
+    assert found.permanent is permanent
+    assert not found.queued
 
 
-def test_waiting_in_a_queue_is_as_it_should_be_and_running_waits_for_nothing():
-    assert waiting_for({"spec": {"suspend": True}}, [], 1, None).patient
+def test_an_arm_may_wait_in_a_queue_and_one_that_runs_does_not_wait():
+    assert waiting_for({"spec": {"suspend": True}}, [], 1, None).queued
     assert waiting_for(OWNER, [RUNNING], 1, None) is None

@@ -1,4 +1,4 @@
-"""What the ranks of `test_forked` do before they train."""
+"""A fault that the ranks of the fork launcher's tests run before they train."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import torch
 
 
 def report():
-    """Write down what this rank was given."""
+    """Write down the environment of this rank."""
     found = {
         "environment": list(os.environ),
         "threads": torch.get_num_threads(),
