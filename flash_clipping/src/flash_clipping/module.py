@@ -292,8 +292,9 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):  # type: igno
         found = replay.per_sample_gradients()
         if self._pass.verifies:
             replay.refuse_if_wrong(found)
+        trainable = layer.trainable()
         for name, gradients in found.items():
-            if name in self._trainable_names():
+            if name in trainable:
                 self._add(layer, name, PerSample(self._finite(gradients)[0]))
 
     def _sampled(
@@ -430,9 +431,6 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):  # type: igno
             p = holder._parameters[slot]
             if p is not None:
                 yield p
-
-    def _trainable_names(self) -> set[str]:
-        return set(self._trainable)
 
     @torch._disable_dynamo
     def _follow_flags(self) -> None:

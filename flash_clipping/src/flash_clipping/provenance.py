@@ -92,11 +92,11 @@ class ClippedSums:
     _applied: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     _norms: torch.Tensor | None = None
     _nonfinite: torch.Tensor | None = None
+    _changed: torch.Tensor | None = None
 
     def clear(self) -> None:
         """Forgets all sums; their owner has set `.grad` to None."""
-        self.bound, self.backwards, self.losses = None, 0, 0
-        self._written, self._norms, self._nonfinite = {}, None, None
+        self._forget()
         if self.probe is not None:
             self.probe.grad = None
 
@@ -125,6 +125,7 @@ class ClippedSums:
                 "scheduler after optimizer.step(), or call optimizer.zero_grad() first"
             )
         earlier = [(p, p.grad) for p in parameters if p.grad is not None]
+        changed = self._changes(parameters) if earlier else None
         for p, _ in earlier:
             p.grad = None
         try:
@@ -140,6 +141,7 @@ class ClippedSums:
                 p.grad = total if p.grad is None else total.add_(p.grad)
         self.bound, self.backwards, self.losses = bound, self.backwards + 1, self.losses + losses
         self._note(parameters)
+        self._changed = changed
 
     def begin(self, parameters: list[nn.Parameter]) -> None:
         """Drops what the last step has applied, and refuses gradients that are no clipped sums."""
@@ -178,14 +180,9 @@ class ClippedSums:
         None where such samples are dropped, which needs no look at the device. A version counter does not see a change
         through `.data`, or by kernels like those of GradScaler; the norms of the sums do.
         """
-        before = self._norms
-        if before is None:
+        changed = self._changes(parameters)
+        if changed is None:
             return None
-        now = _norms([p.grad for p in parameters if p.grad is not None])
-        if now is None:
-            return None
-        same = (now == before) | ((now - before).abs() <= TOLERANCE * before) | (now.isnan() & before.isnan())
-        changed = ~same.all()
         if self._nonfinite is None or self.nonfinite != "raise":
             nonfinite = torch.zeros_like(changed)
         else:
@@ -205,6 +202,16 @@ class ClippedSums:
         tensor, version = self._written.get(p, (None, 0))
         return tensor is not None and p.grad is tensor and _local(tensor)._version == version
 
+    @torch.no_grad()
+    def _changes(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor | None:
+        """Whether a sum has another norm than when it was written, now or at an earlier backward of this step."""
+        before, now = self._norms, _norms([p.grad for p in parameters if p.grad is not None])
+        if before is None or now is None:
+            return None
+        same = (now == before) | ((now - before).abs() <= TOLERANCE * before) | (now.isnan() & before.isnan())
+        changed = ~same.all()
+        return changed if self._changed is None else changed | self._changed
+
     def _drop_applied(self, parameters: list[nn.Parameter]) -> None:
         for p in parameters:
             if p.grad is not None and self._applied.get(p) is p.grad:
@@ -213,7 +220,7 @@ class ClippedSums:
 
     def _forget(self) -> None:
         self.bound, self.backwards, self.losses = None, 0, 0
-        self._written, self._norms, self._nonfinite = {}, None, None
+        self._written, self._norms, self._nonfinite, self._changed = {}, None, None, None
 
     def _note(self, parameters: list[nn.Parameter]) -> None:
         held = [(p, p.grad) for p in parameters if p.grad is not None]

@@ -109,8 +109,19 @@ class TappedLayer:
     def __reduce__(self) -> Any:
         return TappedLayer, ()
 
-    @torch._disable_dynamo
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        # The decorator of torch alone would cost every eager call more than what it decorates.
+        if torch.compiler.is_dynamo_compiling():
+            _outside_of_graphs(self._replace)
+        else:
+            self._replace()
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return _outside_of_graphs(self._restore, args, kwargs, output)
+        return self._restore(args, kwargs, output)
+
+    def _replace(self) -> None:
         replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
         if self._owner is not None:
             self._calls.append(replaced)
@@ -122,8 +133,7 @@ class TappedLayer:
                         replaced.append((holder, slot, p))
                         holder._parameters[slot] = p.detach()  # type: ignore[assignment]
 
-    @torch._disable_dynamo
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _restore(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         replaced = self._calls.pop() if self._calls else []
         for holder, slot, p in replaced:
             holder._parameters[slot] = p
@@ -144,6 +154,11 @@ def replaced(slots: dict[str, Slot], values: dict[str, torch.Tensor]) -> Iterato
     finally:
         for holder, slot, p in kept:
             holder._parameters[slot] = p
+
+
+@torch._disable_dynamo
+def _outside_of_graphs(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 def _requires_grad(p: nn.Parameter | None) -> bool:
