@@ -108,21 +108,22 @@ def bound_moved_before_the_step(module, optimizer, criterion, x, y):
     optimizer.max_grad_norm /= 10
 
 
-TRAPS = [
-    plain_loss,
-    second_criterion,
-    clip_grad_norm,
-    clip_grad_value,
-    through_data,
-    unscale,
-    another_tensor,
-    left_over,
-    nothing,
-    cleared,
-    another_parameter,
-    frozen_before_the_step,
-    bound_moved_before_the_step,
-]
+FOREIGN = r"in \.grad: not a clipped sum"
+TRAPS = {
+    plain_loss: "backward of a plain loss",
+    second_criterion: "backward of a plain loss",
+    clip_grad_norm: FOREIGN,
+    clip_grad_value: FOREIGN,
+    through_data: "was changed between backward and step",
+    unscale: "was changed between backward and step",
+    another_tensor: FOREIGN,
+    left_over: FOREIGN,
+    nothing: "without a backward",
+    cleared: "without a backward",
+    another_parameter: "no clipped gradient for a parameter of shape",
+    frozen_before_the_step: r"0\.weight was frozen between backward and step",
+    bound_moved_before_the_step: "were clipped with 0.3",
+}
 
 
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.__name__)
@@ -130,7 +131,7 @@ def test_a_step_refuses(trap):
     module, optimizer, criterion = private(net())
     before = copy.deepcopy(unwrapped(module))
     trap(module, optimizer, criterion, *batch())
-    with pytest.raises((UnclippedGradientError, ValueError)) as refused:
+    with pytest.raises((UnclippedGradientError, ValueError), match=TRAPS[trap]) as refused:
         optimizer.step()
     assert len(str(refused.value).splitlines()) <= 10
     assert all(torch.equal(p, before[name]) for name, p in unwrapped(module).items())
@@ -281,6 +282,15 @@ def test_a_penalty_on_weights_is_refused():
     loss.loss_per_sample = loss.loss_per_sample + 0.1 * module._module[0].weight.square().sum()
     with pytest.raises(UnclippedGradientError, match=r"0\.weight: used outside"):
         loss.backward()
+
+
+def test_a_hook_on_a_parameter_is_refused():
+    model = net()
+    model[0].weight.register_hook(lambda gradient: 100 * gradient)
+    module, _, criterion = private(model)
+    x, y = batch()
+    with pytest.raises(UnclippedGradientError, match=r"0\.weight: a hook on the gradient"):
+        criterion(module(x), y).backward()
 
 
 def test_public_modules_and_inputs_get_their_gradient():

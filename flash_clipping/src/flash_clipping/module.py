@@ -214,6 +214,7 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):  # type: igno
                 self._layout.look(loss_per_sample, partial(self._look_at, losses))
             self._contributions, self._accumulator, self._bad_rows = {}, None, None
             self._planner.begin()
+            self._refuse_hooks()
             held = {id(p.grad) for p in self._present() if p.grad is not None}
             with self._within(Pass(losses, verifies=verifies)):
                 torch.autograd.backward(loss_per_sample.sum())
@@ -404,6 +405,16 @@ class GradSampleModuleFlash(GradSampleModuleFastGradientClipping):  # type: igno
             "(batch, tokens);\n"
             "- if the batch is the second dimension everywhere, pass batch_first=False to make_private."
         )
+
+    def _refuse_hooks(self) -> None:
+        """Raises UnclippedGradientError for hooks on parameters: they would have to run for each sample's gradient."""
+        hooked = [p for p in self._present() if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)]
+        if hooked:
+            names = self.names()
+            raise UnclippedGradientError(
+                f"{_some([names[p] for p in hooked])}: a hook on the gradient of a parameter (register_hook) does not "
+                "run, as autograd computes no such gradient here. Remove the hook"
+            )
 
     def _refuse_escaped(self, held: set[int]) -> None:
         """Raises UnclippedGradientError for parameters that got a plain gradient, or none of ours."""
