@@ -112,7 +112,7 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
             )
         self._check_bound()
         self.deferred.refuse()
-        flags = self.sums.flags(trained)
+        flags = self.sums.flags()
         self._kept = None
         if flags is not None:
             flags = self._agreed(flags)

@@ -125,7 +125,7 @@ class ClippedSums:
                 "scheduler after optimizer.step(), or call optimizer.zero_grad() first"
             )
         earlier = [(p, p.grad) for p in parameters if p.grad is not None]
-        changed = self._changes(parameters) if earlier else None
+        changed = self._changes() if earlier else None
         for p, _ in earlier:
             p.grad = None
         try:
@@ -174,20 +174,20 @@ class ClippedSums:
                 "and call optimizer.zero_grad() to go on without that loss."
             )
 
-    def flags(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor | None:
+    def flags(self) -> torch.Tensor | None:
         """Whether a sample's gradient was not finite, and whether a sum has changed since: float, (2,), on the device.
 
         None where such samples are dropped, which needs no look at the device. A version counter does not see a change
         through `.data`, or by kernels like those of GradScaler; the norms of the sums do.
         """
-        changed = self._changes(parameters)
-        if changed is None:
+        if self.nonfinite == "drop":
             return None
-        if self._nonfinite is None or self.nonfinite != "raise":
-            nonfinite = torch.zeros_like(changed)
-        else:
-            nonfinite = self._nonfinite.to(changed.device)
-        return torch.stack([nonfinite, changed]).float()
+        changed, nonfinite = self._changes(), self._nonfinite if self.nonfinite == "raise" else None
+        known = changed if changed is not None else nonfinite
+        if known is None:
+            return None
+        pair = [torch.zeros_like(known) if flag is None else flag.to(known.device) for flag in (nonfinite, changed)]
+        return torch.stack(pair).float()
 
     def has_sum(self, parameter: nn.Parameter) -> bool:
         return parameter.grad is not None and self._is_clipped_sum(parameter)
@@ -203,11 +203,14 @@ class ClippedSums:
         return tensor is not None and p.grad is tensor and _local(tensor)._version == version
 
     @torch.no_grad()
-    def _changes(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor | None:
+    def _changes(self) -> torch.Tensor | None:
         """Whether a sum has another norm than when it was written, now or at an earlier backward of this step."""
-        before, now = self._norms, _norms([p.grad for p in parameters if p.grad is not None])
-        if before is None or now is None:
-            return None
+        gradients = [p.grad for p in self._written if p.grad is not None]
+        before = self._norms
+        if before is None or len(gradients) < len(self._written):
+            return self._changed
+        now = _norms(gradients)
+        assert now is not None
         same = (now == before) | ((now - before).abs() <= TOLERANCE * before) | (now.isnan() & before.isnan())
         changed = ~same.all()
         return changed if self._changed is None else changed | self._changed
