@@ -81,7 +81,7 @@ def _circle(z):
 
 @triton.jit
 def _added(target, noise, inside, kept, DTYPE: tl.constexpr):
-    value = tl.load(target, mask=inside & kept, other=0.0).to(tl.float32)
+    value = tl.where(kept, tl.load(target, mask=inside, other=0.0).to(tl.float32), 0.0)
     tl.store(target, (value + noise).to(DTYPE), mask=inside)
 
 
