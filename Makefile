@@ -1,6 +1,8 @@
 # `make run` and `make test` are the two commands; the rest is for developers. Everything lands in .venv.
 # ARGS is passed on: make test ARGS="-x --durations=5".
 PYTHON ?= python3
+# Tests start hundreds of processes; without bytecode each of them would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

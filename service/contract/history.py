@@ -77,7 +77,7 @@ class EntryRun:
 
 
 @dataclass(frozen=True)
-class EntryHealth:
+class MeasuredHealth:
     """The record of an entry over `runs` runs.
 
     `flips`: changes between passing and failing from run to run. `contradictions`: commits that both passed and
@@ -96,7 +96,7 @@ class EntryHealth:
         return self.flips / (self.runs - 1) if self.runs > 1 else 0.0
 
 
-def health(runs: Sequence[EntryRun]) -> EntryHealth:
+def health(runs: Sequence[EntryRun]) -> MeasuredHealth:
     """The health of an entry from its runs, oldest first. Only passed, failed and error count."""
     decided = [run for run in runs if run.verdict in BAD or run.verdict is Verdict.PASSED]
     bad = [run.verdict in BAD for run in decided]
@@ -105,7 +105,7 @@ def health(runs: Sequence[EntryRun]) -> EntryHealth:
     failing = {run.sha for run in decided if run.verdict in BAD}
     last_passed = max((index for index, failed in enumerate(bad) if not failed), default=None)
     red = decided[0 if last_passed is None else last_passed + 1 :]
-    return EntryHealth(
+    return MeasuredHealth(
         runs=len(decided),
         flips=flips,
         contradictions=len(passing & failing),

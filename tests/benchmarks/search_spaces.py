@@ -1,8 +1,8 @@
 """The shapes that are measured, and the configurations that the kernels' `choose` was read from."""
 
 import torch
-from flash_clipping.kernels.linear_direct import Blocks as Direct
-from flash_clipping.kernels.linear_gram import Blocks as Gram
+from flash_clipping.kernels.linear_direct import DirectBlocks as Direct
+from flash_clipping.kernels.linear_gram import GramBlocks as Gram
 
 # B, T, d_in, d_out
 SMALL = (32, 64, 512, 2048)

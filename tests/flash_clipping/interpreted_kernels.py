@@ -8,8 +8,7 @@ import pytest
 import torch
 from flash_clipping.backend import INPUT_PRECISIONS
 from flash_clipping.kernels.linear_direct import direct
-from flash_clipping.kernels.linear_gram import Blocks as GramBlocks
-from flash_clipping.kernels.linear_gram import cut, gram
+from flash_clipping.kernels.linear_gram import GramBlocks, cut, gram
 from flash_clipping.kernels.linear_group import Siblings, grouped_gram
 from flash_clipping.kernels.noise import NoiseTable
 from flash_clipping.kernels.operand import describable

@@ -23,7 +23,7 @@ class Interrupted(Exception):
     """The caller asked to stop; nothing is left running."""
 
 
-class CommandError(Exception):
+class ProgramError(Exception):
     """A program failed; the line of its standard error that says why."""
 
 
@@ -31,7 +31,7 @@ def run(command: Sequence[str], stop: threading.Event) -> str:
     """The standard output of a program.
 
     Raises:
-        CommandError: it failed, is not installed, or took longer than `LIMIT_SECONDS`.
+        ProgramError: it failed, is not installed, or took longer than `LIMIT_SECONDS`.
         Interrupted: `stop` was set; the program and what it started have been ended.
     """
     try:
@@ -46,13 +46,13 @@ def run(command: Sequence[str], stop: threading.Event) -> str:
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise CommandError(f"{command[0]} is not installed") from None
+        raise ProgramError(f"{command[0]} is not installed") from None
     try:
         output, complaint = _wait(process, stop)
     finally:
         _end(process)
     if process.returncode != 0:
-        raise CommandError(first_complaint(complaint) or f"{command[0]} ended with status {process.returncode}")
+        raise ProgramError(first_complaint(complaint) or f"{command[0]} ended with status {process.returncode}")
     return output
 
 
@@ -65,7 +65,7 @@ def _wait(process: "subprocess.Popen[str]", stop: threading.Event) -> tuple[str,
             return process.communicate(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
             if time.monotonic() > deadline:
-                raise CommandError(f"no answer within {LIMIT_SECONDS:.0f} s") from None
+                raise ProgramError(f"no answer within {LIMIT_SECONDS:.0f} s") from None
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

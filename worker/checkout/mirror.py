@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from service.git import FETCH, without_password
-from worker.checkout.commands import CheckoutError, CommandError, run
+from worker.checkout.commands import CheckoutError, ProgramError, run
 from worker.checkout.tree import unpack_package
 
 SHA = re.compile(r"[0-9a-f]{40}")
@@ -66,7 +66,7 @@ class Mirror:
     def _find(self, ref: str, stop: threading.Event) -> str | None:
         try:
             return self._git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", stop=stop).strip()
-        except CommandError:
+        except ProgramError:
             return None
 
     def _fetch(self, refspecs: tuple[str, ...], stop: threading.Event) -> None:
@@ -74,7 +74,7 @@ class Mirror:
             # Harmless where the mirror exists, and it completes one whose creation was cut short.
             run(("git", "init", "--quiet", "--bare", str(self._folder)), stop)
             self._git(*FETCH, "--prune", "--", self._remote, *refspecs, stop=stop)
-        except CommandError as error:
+        except ProgramError as error:
             reason = str(error).replace(self._remote, self.shown)
             raise CheckoutError(f"cannot fetch from {self.shown}: {reason}") from None
 

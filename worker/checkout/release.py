@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from worker.checkout.commands import CheckoutError, CommandError, run
+from worker.checkout.commands import CheckoutError, ProgramError, run
 from worker.checkout.tree import PACKAGE
 from worker.checkout.writer import PackageWriter, UnsafeFiles, shown
 
@@ -28,7 +28,7 @@ def download(version: str, folder: Path, stop: threading.Event) -> None:
         command = (sys.executable, "-m", "pip", "download", *options, "--dest", scratch, f"opacus=={version}")
         try:
             run(command, stop)
-        except CommandError as error:
+        except ProgramError as error:
             raise CheckoutError(f"pip cannot download opacus {version}: {error}") from None
         (wheel,) = Path(scratch).glob("*.whl")
         try:

@@ -12,7 +12,7 @@ from flash_clipping.kernels.operand import describable, operand, tile
 from flash_clipping.kernels.split import Exponents, multiplied, splits, unscaled, unscaled_products
 
 
-class Blocks(NamedTuple):
+class DirectBlocks(NamedTuple):
     """Block sizes. A tile of AᵀG is (i, j), and each read takes t tokens.
 
     `group` rows of tiles run at the same time, to share the L2 cache.
@@ -95,7 +95,7 @@ def _reuse(d_in: int, d_out: int) -> int:
 
 
 @functools.cache
-def choose(dtype: torch.dtype, exact: bool, shape: tuple[int, int, int, int], programs: int) -> Blocks:
+def choose(dtype: torch.dtype, exact: bool, shape: tuple[int, int, int, int], programs: int) -> DirectBlocks:
     """The blocks that were fastest on an H200 for (B, T, d_in, d_out), made smaller for a small layer.
 
     Args:
@@ -106,11 +106,11 @@ def choose(dtype: torch.dtype, exact: bool, shape: tuple[int, int, int, int], pr
     """
     batch, tokens, d_in, d_out = shape
     if dtype == torch.float32:
-        best = Blocks(32, 128, 128, 8, 8, 3, False)
+        best = DirectBlocks(32, 128, 128, 8, 8, 3, False)
     elif exact or batch * triton.cdiv(d_in, 128) * triton.cdiv(d_out, 256) < programs:
-        best = Blocks(32 if exact else 64, 128, 128, 8, 4, 3, False)
+        best = DirectBlocks(32 if exact else 64, 128, 128, 8, 4, 3, False)
     else:
-        best = Blocks(64, 128, 256, 8, 8, 4, True)
+        best = DirectBlocks(64, 128, 256, 8, 8, 4, True)
     return best._replace(t=block(tokens, best.t), i=block(d_in, best.i), j=block(d_out, best.j))
 
 
@@ -120,7 +120,7 @@ def direct(
     exponents: Exponents | None = None,
     *,
     input_precision: str = "ieee",
-    using: Blocks | None = None,
+    using: DirectBlocks | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes `linear_direct` of the operands, or with `exponents` of the pieces that `split` made of them.

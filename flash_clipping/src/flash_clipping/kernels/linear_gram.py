@@ -19,7 +19,7 @@ from flash_clipping.kernels.operand import describable, operand, tile
 from flash_clipping.kernels.split import Exponents, multiplied, unscaled
 
 
-class Blocks(NamedTuple):
+class GramBlocks(NamedTuple):
     """Block sizes. A tile of both T × T matrices is (t, t), and each read takes d features.
 
     A part of a tile that is cut takes at least `least` reads.
@@ -55,7 +55,7 @@ def linear_gram(activations: torch.Tensor, backprops: torch.Tensor, *, input_pre
 
 
 @functools.cache
-def choose(dtype: torch.dtype, precision: str, exact: bool, shape: tuple[int, int, int], programs: int) -> Blocks:
+def choose(dtype: torch.dtype, precision: str, exact: bool, shape: tuple[int, int, int], programs: int) -> GramBlocks:
     """The blocks that were fastest on an H200 for (B, T, max(d_in, d_out)), made smaller for a small layer.
 
     Args:
@@ -68,19 +68,19 @@ def choose(dtype: torch.dtype, precision: str, exact: bool, shape: tuple[int, in
     batch, tokens, width = shape
     count = triton.cdiv(tokens, 128)
     if dtype == torch.float32:
-        best = Blocks(64, 16, 4, 4, 16) if precision == "ieee" else Blocks(64, 64, 4, 3, 4)
+        best = GramBlocks(64, 16, 4, 4, 16) if precision == "ieee" else GramBlocks(64, 64, 4, 3, 4)
     elif tokens <= 64:
-        best = Blocks(64, 128, 4, 3, 16)
+        best = GramBlocks(64, 128, 4, 3, 16)
     elif exact and batch * count * (count + 1) // 2 < 2 * programs:
-        best = Blocks(64, 64, 4, 3, 16)
+        best = GramBlocks(64, 64, 4, 3, 16)
     else:
-        best = Blocks(128, 64, 8, 3 if exact else 4, 16)
+        best = GramBlocks(128, 64, 8, 3 if exact else 4, 16)
     t = block(tokens, best.t)
     return best._replace(t=t, d=block(width, best.d), warps=best.warps if t == best.t else 4)
 
 
 @functools.cache
-def cut(tiles: int, d_in: int, d_out: int, using: Blocks, programs: int) -> Cuts:
+def cut(tiles: int, d_in: int, d_out: int, using: GramBlocks, programs: int) -> Cuts:
     """Cuts the tiles that do not fill a wave of `programs`, into parts of at least `using.least` blocks of features."""
     rest = tiles % programs
     steps_a, steps_g = triton.cdiv(d_in, using.d), triton.cdiv(d_out, using.d)
@@ -99,7 +99,7 @@ def gram(
     exponents: Exponents | None = None,
     *,
     input_precision: str = "ieee",
-    using: Blocks | None = None,
+    using: GramBlocks | None = None,
 ) -> torch.Tensor:
     """Computes `linear_gram` of the operands, or with `exponents` of the pieces that `split` made of them.
 
