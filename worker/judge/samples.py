@@ -75,6 +75,8 @@ def _parameter_seen(oracle: StepRecord, actual: StepRecord) -> tuple[str, str] |
         return None
     # Squares, because a norm that is zero in theory is the root of the rounding error of a sum.
     scale = np.maximum(np.asarray(oracle.grad_norms or (), dtype=np.float64) ** 2, np.finfo(np.float64).tiny)
+    if any(part.shape != scale.shape for part in one.values()):
+        return None
     apart = {name: float(np.max(np.abs(one[name] - other[name]) / scale, initial=0.0)) for name in one}
     by_itself = {
         name: float(np.max(np.abs(one[name] - other[name]) / (one[name] + SEEN * scale), initial=0.0)) for name in one

@@ -94,13 +94,13 @@ def check(judgement: Judgement) -> None:
     assert all(finding.message for finding in judgement.findings)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(reference=spoiled(), candidate=spoiled(), oracle=spoiled(oracle=True), repeat=st.none() | spoiled())
 def test_any_values_give_a_judgement(reference, candidate, oracle, repeat) -> None:
     check(judge(COMPARISON, reference, candidate, oracle=oracle, repeat=repeat))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(candidate=spoiled(read_only=True), both=st.booleans())
 def test_a_value_that_a_gate_reads_never_passes_when_it_is_spoiled(candidate, both) -> None:
     reference = candidate if both else honest()
