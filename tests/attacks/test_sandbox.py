@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -69,11 +70,18 @@ class Servers:
         known.get(kind, self.packets).append(address)
 
 
+def open_to_all_users(folder: Path) -> None:
+    """Lets another user reach a folder of pytest's, which has one level more where tests run side by side."""
+    for each in (folder, *folder.parents):
+        if each == Path(tempfile.gettempdir()):
+            return
+        each.chmod(0o755)
+
+
 @pytest.fixture
 def servers(tmp_path) -> Iterator[Servers]:
     """Where a host has its own: in /tmp, in /run, in the data folder, beside the arm, and without a path."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all_users(tmp_path)
     with ExitStack() as stack:
         made = Servers(stack)
         made.at(tmp_path / "data")
@@ -191,8 +199,7 @@ print(os.pread(received[0], 6, 0).decode())
 @pytest.mark.parametrize("user", USERS)
 def test_ranks_on_gpus_pass_handles_of_memory_as_nccl_does(tmp_path, user):
     """NCCL's ipcsocket.cc: datagrams between abstract names, with a file descriptor in each. CUDA has a socket too."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all_users(tmp_path)
     folder = tmp_path / "arm"
     folder.mkdir()
     folder.chmod(0o777)

@@ -26,7 +26,7 @@ KERNELS = {
     "noise": (
         "noise",
         "_kernel",
-        {"addresses": "*i64", "owners": "*i32", "key_ptr": "*i64", "deviation": "fp32"},
+        {"addresses": "*i64", "owners": "*i32", "key_ptr": "*i64", "scales": "*fp32"},
         {"HALF": 1024},
         "DTYPE",
     ),
