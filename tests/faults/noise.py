@@ -4,7 +4,7 @@ from worker.selftest import edit, fault
 
 HOOKS = "opacus.optimizers.optimizer:DPOptimizer.add_noise"
 FAST = "opacus.optimizers.optimizer_fast_gradient_clipping:DPOptimizerFastGradientClipping.add_noise"
-FLASH = "flash_clipping.optimizer:DPOptimizerFlash.add_noise"
+FLASH = "flash_clipping.optimizer:DPOptimizerFlash._add_opacus_noise"
 OWN_PART = "flash_clipping.optimizer:FSDPOptimizerFlash._own_part"
 OWN = "distribute_tensor(noise.to(like.dtype), like.device_mesh, like.placements, src_data_rank=None)"
 GHOST_FSDP = "opacus.optimizers.fsdpoptimizer_fast_gradient_clipping:FSDPOptimizerFastGradientClipping.add_noise"
