@@ -181,14 +181,17 @@ class DPOptimizerFlash(DPOptimizerFastGradientClipping):  # type: ignore[misc]  
         elif kept is not None:
             zero_unless(kept, [t.to_local() if isinstance(t, DTensor) else t for t in sums])
         if self.counter is None:
-            self._add_opacus_noise(float(deviation))
+            self._add_opacus_noise()
         for p in self.params:
             p.grad, p.summed_grad = p.summed_grad, None
 
-    def _add_opacus_noise(self, deviation: float) -> None:
+    def _add_opacus_noise(self) -> None:
         for p in self.params:
             noise = _generate_noise(
-                std=deviation, reference=p.summed_grad, generator=self.generator, secure_mode=self.secure_mode
+                std=self.noise_multiplier * self.max_grad_norm,
+                reference=p.summed_grad,
+                generator=self.generator,
+                secure_mode=self.secure_mode,
             )
             p.summed_grad.add_(self._own_part(noise, p.summed_grad))
 
