@@ -13,6 +13,7 @@ from flash_clipping.kernels.linear_group import Siblings, grouped_gram
 from flash_clipping.kernels.noise import NoiseTable
 from flash_clipping.kernels.operand import describable
 from flash_clipping.kernels.split import multiplied, split
+from flash_clipping.noise import CounterNoise
 from flash_clipping.philox import normal_range
 from flash_clipping.shard_ranges import ShardRange
 from flash_clipping.types import Pair, TokenSum
@@ -414,3 +415,11 @@ def test_engine_with_triton_equals_engine_with_torch():
         criterion(module(ids), labels).backward()
         found[name] = module.per_sample_gradient_norms
     assert relative(found["triton"], found["torch"].double()) < 1e-5
+
+
+def test_a_parameter_that_was_unfrozen_has_noise_and_spoilt_sums_are_dropped():
+    noise = CounterNoise(torch.Generator().manual_seed(3), "triton")
+    noise.add([torch.zeros(40)], 1.0)
+    both = [torch.full((40,), torch.nan), torch.full((30,), torch.inf)]
+    noise.add(both, 1.0, torch.tensor([False]))
+    assert all(tensor.isfinite().all() and tensor.std() > 0.5 for tensor in both)

@@ -1,5 +1,6 @@
 """Captured steps on a GPU: exact, and the bits of the same steps without graphs."""
 
+import copy
 import logging
 import random
 
@@ -93,9 +94,40 @@ def test_a_layer_that_cannot_be_captured_is_named_and_the_step_runs_without(devi
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), plain.parameters(), strict=True))
     _, insisting = build(True)
     insisting(x, y)
-    insisting(x, y)
     with pytest.raises(CaptureError, match=words):
         insisting(x, y)
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "evaluation", "storage", "freeze", "unfreeze"])
+def test_what_a_graph_has_fixed_may_change(device, change):
+    """The bits stay those of the step without graphs when tensors or modes that a graph has fixed are replaced."""
+
+    def trained(capture):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 4)).to(device)
+        model[0].requires_grad_(change != "unfreeze")
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        _, module, optimizer, criterion, *_ = private(model, optimizer=optimizer, sigma=1.0)
+        step = CapturedStep(module, optimizer, criterion, batch_size=4, capture=capture)
+        x, y = torch.rand(4, 5, device=device), torch.tensor([0, 1, 2, 3], device=device)
+        torch.manual_seed(1)
+        saved = None
+        for at in range(9):
+            if at == 2:
+                saved = copy.deepcopy(optimizer.state_dict())
+            if at == 6 and change == "checkpoint":
+                optimizer.load_state_dict(saved)
+            elif at == 6 and change == "evaluation":
+                model[1].eval()
+            elif at == 6 and change == "storage":
+                model[0].weight.data = model[0].weight.data.clone()
+            elif at == 6:
+                model[0].requires_grad_(change == "unfreeze")
+            step(x, y)
+        return [p.detach().clone() for p in model.parameters()]
+
+    captured, eager = trained(True), trained(False)
+    assert all(torch.equal(p, q) for p, q in zip(captured, eager, strict=True))
 
 
 def moved(module: nn.Module, before: torch.Tensor) -> torch.Tensor:

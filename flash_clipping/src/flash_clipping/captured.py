@@ -8,7 +8,7 @@
 A graph has fixed shapes, and a Poisson sample has not. So the step works on physical batches of `batch_size` samples.
 It fills a smaller batch up with copies of its own samples and gives the copies a clip factor of exactly zero. It takes
 a larger batch in several parts. An empty batch gives noise alone. Noise, divisor and accounting are the optimizer's.
-After a replayed step, `p.grad` is None.
+After a step, `p.grad` is None.
 """
 
 import logging
@@ -29,8 +29,6 @@ from flash_clipping.provenance import refuse_flags
 log = logging.getLogger(__name__)
 
 Batch = tuple[torch.Tensor, ...]
-# Steps that run without a graph before the first capture: they compile kernels and create the optimizer's state.
-WARM_UP = 2
 # Entries of a parameter group that may change without a new graph; all others are fixed when a graph is captured.
 _READ_AT_REPLAY = {"params", "lr", "capturable"}
 
@@ -86,10 +84,9 @@ class CapturedStep:
         self.reason: str | None = None
         self._forward = forward or (lambda inputs, targets: criterion(module(inputs), targets))
         self._capture, self._max_graphs = capture, max_graphs
-        self._graphs: OrderedDict[Any, _Bucket] = OrderedDict()
+        self._graphs: OrderedDict[Any, _Bucket | None] = OrderedDict()
         # One for all graphs: they are replayed one after another, and keep nothing from one replay to the next.
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-        self._warm = 0
         self._settings = _Settings(module, optimizer)
         if capture is False:
             self.reason = "capture=False"
@@ -115,15 +112,18 @@ class CapturedStep:
         found = tuple(tensor.to(settings.device, non_blocking=True) for tensor in batch)
         parts = [tuple(t[at : at + self.batch_size] for t in found) for at in range(0, len(found[0]), self.batch_size)]
         settings.update()
-        if self.captured and self._warm >= WARM_UP and parts:
-            try:
-                return self._replay(parts)
-            except CaptureError as error:
-                self._give_up(str(error))
+        if self.captured and parts:
+            key = tuple((t.shape[1:], t.dtype) for t in parts[0]), settings.fixed()
+            if key in self._graphs:
+                try:
+                    return self._replay(key, parts)
+                except CaptureError as error:
+                    self._give_up(str(error))
+            else:
+                self._expect(key)
         return self._eager(parts)
 
     def _eager(self, parts: Sequence[Batch]) -> StepResult:
-        self._warm += bool(parts)
         results, total = [], None
         for part in parts:
             result, sums = self._clipped(*_filled(part, self.batch_size))
@@ -170,7 +170,8 @@ class CapturedStep:
     def _stepped(self, flags: torch.Tensor) -> None:
         """What a step leaves on the host: the accountant's count, and whether all gradients were finite."""
         optimizer = self.optimizer
-        optimizer.sums.applied(optimizer.params)
+        # As users do before a step: a parameter that is frozen next must not keep a gradient.
+        optimizer.zero_grad()
         if optimizer.step_hook:
             optimizer.step_hook(optimizer)
         optimizer._is_last_step_skipped = False
@@ -183,12 +184,16 @@ class CapturedStep:
     def _raises(self) -> bool:
         return self.module.nonfinite == "raise"
 
-    def _replay(self, parts: Sequence[Batch]) -> StepResult:
-        key = tuple((t.shape[1:], t.dtype) for t in parts[0]), self._settings.fixed()
-        bucket = self._graphs.get(key)
+    def _expect(self, key: Any) -> None:
+        """Has the next step of this kind captured. This one compiles kernels, verifies the layout of samples, and makes
+        tables and the optimizer's state, none of which can be done in a capture."""
+        if len(self._graphs) >= self._max_graphs:
+            self._graphs.popitem(last=False)
+        self._graphs[key] = None
+
+    def _replay(self, key: Any, parts: Sequence[Batch]) -> StepResult:
+        bucket = self._graphs[key]
         if bucket is None:
-            if len(self._graphs) >= self._max_graphs:
-                self._graphs.popitem(last=False)
             bucket = self._graphs[key] = _Bucket(self, parts[0])
         self._graphs.move_to_end(key)
         result = bucket.run(parts)
@@ -224,7 +229,8 @@ class _Settings:
     """What may change from one step to the next without a new graph, in memory that graphs read."""
 
     def __init__(self, module: GradSampleModuleFlash, optimizer: DPOptimizerFlash):
-        self._module, self._optimizer = module, optimizer
+        self._optimizer = optimizer
+        self._modules, self._buffers = list(module.modules()), list(module.buffers())
         self.device = optimizer.params[0].device
         self.max_grad_norm = torch.zeros(1, device=self.device)
         self.deviation = torch.zeros(1, device=self.device)
@@ -253,9 +259,15 @@ class _Settings:
             tuple(sorted((k, str(v)) for k, v in group.items() if k not in _READ_AT_REPLAY))
             for group in self._optimizer.param_groups
         )
-        trainable = tuple(p.requires_grad for p in self._optimizer.params)
         divisor = self._optimizer.loss_reduction, self._optimizer.expected_batch_size
-        return groups, trainable, divisor, self.noisy, self._module.training
+        modes = tuple(module.training for module in self._modules)
+        return groups, self._addresses(), divisor, self.noisy, modes
+
+    def _addresses(self) -> tuple[int, ...]:
+        """Of parameters, buffers and the optimizer's state: a checkpoint that is loaded may bring new tensors."""
+        states = self._optimizer.state.values()
+        state = [value for values in states for value in values.values() if isinstance(value, torch.Tensor)]
+        return tuple(t.data_ptr() for t in (*self._optimizer.params, *self._buffers, *state))
 
     def capturable(self) -> "_Capturable":
         return _Capturable(self._optimizer.original_optimizer, self._rates)

@@ -21,7 +21,7 @@ _Tables = dict[tuple[torch.device, torch.dtype], tuple[list[int], "NoiseTable"]]
 
 
 class CounterNoise:
-    """Adds noise to a list of tensors. Each call must give tensors of the same parameters in the same order."""
+    """Adds noise to a list of tensors. A parameter has the noise of its place in the list."""
 
     def __init__(self, generator: torch.Generator, kernels: str):
         """
@@ -32,6 +32,7 @@ class CounterNoise:
         self.generator = generator
         self._kernels = kernels
         self._tables: _Tables = {}
+        self._kinds: list[tuple[torch.Size, torch.dtype, torch.device]] = []
         self._known: tuple[tuple[torch.device, float], torch.Tensor] | None = None
 
     def add(
@@ -40,7 +41,7 @@ class CounterNoise:
         """Adds N(0, deviation²) to every element, computed in float32 and rounded once.
 
         Args:
-            tensors: always of the same parameters in the same order.
+            tensors: of the parameters, in the order of the optimizer.
             deviation: a number, or a (1,) float32 tensor on their device, which a CUDA graph reads at each replay.
             kept: (1,) bool on their device. Where it is False the tensors become noise alone, whatever they held. The
                 host does not wait for it.
@@ -53,8 +54,10 @@ class CounterNoise:
                 zero_unless(kept, local)
             _add(local, [shard_ranges(t, i) for i, t in enumerate(tensors)], int(key), float(deviation))
             return
-        if not self._tables:
-            self._tables = _make_tables(tensors, local)
+        # Freezing or unfreezing changes the list: with an old table a new tensor would get no noise.
+        kinds = [(t.shape, t.dtype, t.device) for t in local]
+        if kinds != self._kinds:
+            self._kinds, self._tables = kinds, _make_tables(tensors, local)
         for (device, _), (indices, table) in self._tables.items():
             scales = self._scales(device, deviation, kept)
             table.add([local[i] for i in indices], key.to(device, non_blocking=True), scales)
