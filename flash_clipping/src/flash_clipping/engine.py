@@ -26,12 +26,12 @@ from flash_clipping.noise import CounterNoise, common_generator
 from flash_clipping.optimizer import DistributedDPOptimizerFlash, DPOptimizerFlash, FSDPOptimizerFlash
 from flash_clipping.provenance import NONFINITE
 
-# Opacus is given these names, so that one with flash modes of its own does not take ours for them.
-INNER_NAMES = {"flash": "flash_clipping", "flash_fsdp": "flash_clipping_sharded"}
+# Opacus is given these names. An Opacus with flash modes of its own looks for "flash" in a mode: these hold none.
+INNER_NAMES = {"flash": "one_backward", "flash_fsdp": "one_backward_sharded"}
 NOISE = ("opacus", "counter")
 WRAPPERS: dict[str, type[GradSampleModuleFlash]] = {
-    "flash_clipping": GradSampleModuleFlash,
-    "flash_clipping_sharded": GradSampleModuleFlashFSDP,
+    "one_backward": GradSampleModuleFlash,
+    "one_backward_sharded": GradSampleModuleFlashFSDP,
 }
 
 # Arguments that not every Opacus has: one is passed on where it differs from this default.
