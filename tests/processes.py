@@ -81,8 +81,15 @@ def running(
 
 
 def alive(family: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run."""
-    return [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    """Those that still run. One that has ended and waits for its parent does not."""
+    return [process for process in family if _runs(process)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kill(process: psutil.Process) -> None:

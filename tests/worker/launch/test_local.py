@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from service.contract import Arm, ArmSpec, Device, Kernels, Mode
+from tests.processes import alive
 from tests.waiting import until
 from tests.worker.launching import launcher_with_fault
 from tests.worker.workloads import cpu_arm, tiny
@@ -76,7 +77,7 @@ def test_stop_ends_every_rank(tmp_path):
     ranks = ranks_of(os.getpid())
     assert len(ranks) == 2
     running.stop()
-    assert not [rank for rank in ranks if rank.is_running()]
+    assert not alive(ranks)
     assert running.poll() not in (None, 0)
     running.stop()  # harmless when all has ended
 
@@ -85,6 +86,7 @@ STARTER = """
 import sys
 from pathlib import Path
 from service.contract import ArmSpec
+from tests.processes import alive
 from tests.waiting import until
 from tests.worker.launching import launcher_with_fault
 folder = Path(sys.argv[1])
@@ -115,4 +117,4 @@ def test_agent_and_ranks_die_with_the_worker_that_started_them(tmp_path):
     assert len(family) == 3  # the watcher, torchrun, its rank
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], DEADLINE)
+    until(lambda: not alive(family), DEADLINE)

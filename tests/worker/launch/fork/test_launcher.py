@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from service.contract import RECORD_FILE, ArmSpec, ErrorKind, Mode
+from tests.processes import alive
 from tests.waiting import until
 from tests.worker.workloads import cpu_arm, run, tiny
 from worker.launch.fork.launcher import ForkLauncher
@@ -89,7 +90,7 @@ def test_stop_ends_every_rank(launcher, tmp_path):
     assert len(family) == 3
     assert running.poll() is None
     running.stop()
-    assert not [process for process in family if process.is_running()]
+    assert not alive(family)
     assert running.poll() not in (None, 0)
     running.stop()  # harmless when all has ended
     assert template.is_running()
